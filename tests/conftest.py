@@ -1,0 +1,37 @@
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from tinyq.evaluate import TINY_LM, tiny_lm
+from tinyq.hub import save_quantized
+from tinyq.quantizer import Quantizer
+
+
+def run_tinyq(*args, cwd, python="-m tinyq", timeout=300):
+    "The command line in a new process."
+    return subprocess.run([sys.executable, *python.split(), *map(str, args)], cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=timeout)
+
+
+@pytest.fixture(scope="session")
+def quantized():
+    "The shipped model at W8A16, and its tokenizer."
+    model, tokenizer = tiny_lm()
+    return Quantizer(model).quantize("w8a16"), tokenizer
+
+
+@pytest.fixture(scope="session")
+def checkpoint(quantized, tmp_path_factory):
+    "A folder that tinyq wrote; not to be changed by a test."
+    return save_quantized(quantized[0], tmp_path_factory.mktemp("checkpoint") / "tiny_lm-w8a16", quantized[1])
+
+
+@pytest.fixture
+def short_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text((TINY_LM / "heldout.txt").read_text(encoding="utf-8")[:3000], encoding="utf-8")
+    return path

@@ -1,0 +1,3 @@
+from tinyq.cli import app
+
+app(prog_name="tinyq")
