@@ -5,7 +5,8 @@
 
 All candidates run in turn in one process, A B C A B C ..., so that a busy moment hits all alike. A figure is the median over the rounds,
 with the slowest and the fastest behind it. GB/s count the float32 weights read, once, whatever else a candidate reads or writes.
-The last figure is the median of the per-round ratio to a plain copy, `x.clone()`.
+"x copy" compares with a plain copy, `x.clone()`, which needs fresh memory for its result as every candidate does: the median of the
+ratios round by round, or, for the slow ones that sit some rounds out, the ratio of the medians.
 
 Peak memory is the resident high-water mark of a fresh process for each candidate, after one call minus before it: everything that the
 operating system had to hand out on top of the weight. The result itself is part of it and is printed beside it.
@@ -82,11 +83,11 @@ def memory(name, shape, threads):
                          capture_output=True, text=True, check=True).stdout
     return json.loads(out.splitlines()[-1])
 
-def timings(shape, rounds, quick):
+def timings(shape, rounds):
     x = weight(shape)
     took = {name: [] for name in CANDIDATES}
-    for name, (run, most) in CANDIDATES.items():
-        if most is None: run(x)
+    for run, most in CANDIDATES.values():
+        if most is None: run(x) # once to warm up
     for i in range(rounds):
         for name, (run, most) in CANDIDATES.items():
             if most is not None and i >= most: continue
@@ -100,7 +101,7 @@ def report(took, nbytes):
     rows = {}
     for name, ts in took.items():
         rates = [nbytes / 1e9 / t for t in ts]
-        ratios = [a / b for a, b in zip(took[BASE], ts)]
+        ratios = [a / b for a, b in zip(took[BASE], ts)] if len(ts) == len(took[BASE]) else [statistics.median(took[BASE]) / statistics.median(ts)]
         rows[name] = {"rounds": len(ts), "median_gb_s": statistics.median(rates), "min_gb_s": min(rates), "max_gb_s": max(rates),
                       "ratio_to_copy": statistics.median(ratios), "seconds": ts}
     return rows
@@ -121,7 +122,7 @@ def main():
     for label, shape in (QUICK if a.quick else SHAPES).items():
         nbytes = 4 * shape[0] * shape[1]
         peaks = {name: memory(name, shape, hw["threads"]) for name in CANDIDATES}
-        rows = report(timings(shape, rounds, a.quick), nbytes)
+        rows = report(timings(shape, rounds), nbytes)
         done["shapes"][label] = {n: rows[n] | peaks[n] for n in rows}
         print(f"\n{label}: {nbytes / 2**20:.0f} MiB of float32\n{'':31} {'GB/s':>6} {'(min - max)':>15} {'rounds':>6} {'x copy':>7} {'peak MiB':>9} {'result':>7} {'beyond it':>9}")
         for n, r in done["shapes"][label].items():

@@ -1,9 +1,11 @@
 """Write README.md from nbs/index.ipynb and its stored outputs; `--check` only says whether it is up to date.
 
-Cells marked `#| hide` are left out, the code of cells marked `#| echo: false` too. Pictures go to nbs/images.
+Cells marked `#| hide` are left out, the code of cells marked `#| echo: false` too. Pictures go to nbs/images. Links in
+the notebook are relative to nbs/, as on the site; here they are made relative to the top.
 """
 import base64
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,14 +17,19 @@ def text(value) -> str:
     return value if isinstance(value, str) else "".join(value)
 
 
+def from_root(markdown: str) -> str:
+    "Links that are relative to nbs/, made relative to the top of the repository."
+    link = lambda m: f"]({m[1][3:]})" if m[1].startswith("../") else f"](nbs/{m[1]})"
+    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", link, markdown)
+
+
 def render_output(output: dict, files: dict[Path, bytes]) -> str:
     "Markdown of one output; a picture is added to `files`."
     data = output.get("data", {})
     if "image/png" in data:
         path = IMAGES / f"readme-{len(files) + 1}.png"
         files[path] = base64.b64decode(text(data["image/png"]))
-        alt = text(data.get("text/plain", "figure")) if "alt" in output.get("metadata", {}) else "figure"
-        return f"![{output.get('metadata', {}).get('alt', alt)}]({path.as_posix()})"
+        return f"![]({path.as_posix()})"
     if "text/markdown" in data:
         return text(data["text/markdown"]).strip()
     plain = text(data.get("text/plain", output.get("text", ""))).rstrip()
@@ -36,7 +43,7 @@ def render(notebook: dict) -> dict[Path, bytes]:
     for cell in notebook["cells"]:
         source = text(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source.strip())
+            parts.append(from_root(source.strip()))
             continue
         lines = source.splitlines()
         flags = [line for line in lines if line.startswith("#|")]

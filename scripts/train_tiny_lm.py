@@ -20,7 +20,6 @@ import ast
 import bz2
 import hashlib
 import html.parser
-import inspect
 import json
 import math
 import os
@@ -409,7 +408,7 @@ def train_model(args):
             optimizer.param_groups[0]["lr"] = peak * rate
         loss = step_loss(inputs.to(device), targets.to(device))
         loss.backward()
-        numbers = torch.tensor([loss.item(), (time.time() - start) / 60])
+        numbers = torch.tensor([loss.item(), (time.time() - start) / 60], device=device)
         if world > 1:
             average([*(p.grad for p in model.parameters()), numbers], world)
         torch.nn.utils.clip_grad_norm_(others, 1.0)
@@ -449,26 +448,18 @@ def train_model(args):
 # ----------------------------------------------------------------------------------------------------- the card
 
 
-PROMPTS = ["The list type is", "Return a new", "def ", "Raised when", "This module provides"]
+PROMPTS = ["The list type is", "Return a new", "Return True if", "This module provides", "random.shuffle(x)\n\n"]
 
 
-def sample(model, tokenizer, prompt, temperature, length=90):
+def sample(model, tokenizer, prompt, temperature, length=70):
     """A continuation of the prompt, greedy if the temperature is 0; the random numbers start from the same seed."""
     import torch
 
     torch.manual_seed(0)
     ids = torch.tensor([[0] + tokenizer(prompt)["input_ids"]])
-    with torch.inference_mode():
-        for _ in range(length):
-            logits = model(ids).logits[0, -1]
-            if temperature:
-                following = torch.multinomial((logits / temperature).softmax(-1), 1)
-            else:
-                following = logits.argmax().reshape(1)
-            if following.item() == 0:
-                break
-            ids = torch.cat([ids, following[None]], 1)
-    return tokenizer.decode(ids[0, 1:])
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    ids = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, **how)
+    return tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
 
 
 def draw_curve(log, path):
@@ -521,7 +512,7 @@ def make_card(args):
         for temperature in (0, 0.7):
             how = f"temperature {temperature}" if temperature else "greedy"
             text = sample(model, tokenizer, prompt, temperature)
-            samples.append(f"Prompt `{prompt}`, {how}:\n\n```text\n{text.strip()}\n```\n")
+            samples.append(f"Prompt `{prompt.strip()}`, {how}:\n\n```text\n{text.strip()}\n```\n")
     config = model.config
     card = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()), layers=config.num_hidden_layers,
@@ -599,7 +590,8 @@ Whole documents were put aside by a hash of their name, a library page together 
 pages, {kinds[guide]:,} of tutorial, guides and FAQ, {kinds[docstrings]:,} of docstrings. Another {valid_kb:.0f} kB,
 the validation text, served for every choice; the held-out text for none. {dropped} paragraphs of the training text
 that share thirteen words in a row with the held-out or the validation text were taken out of it, and {repeated} that
-repeat an earlier one. The rest of a document that is put aside is not trained on either.
+repeat an earlier one (counted across paragraph borders, 12 of the 20,660 such sequences of the held-out text are still in
+the training text, formulas such as "Changed in version 3.5: Writable bytes-like object is now accepted."). The rest of a document that is put aside is not trained on either.
 
 Held out: {heldout_documents}.
 
@@ -612,13 +604,13 @@ Muon (rate {run[muon_lr]}, weight decay {run[weight_decay]}) for the matrices, A
 embeddings and norms, a short warm-up, then a constant rate that falls to 0 over the last {run[decay_share]:.0%} of the
 run; windows of 256 tokens, for the last {run[long_share]:.0%} of 512; bfloat16 autocast over float32 weights. It took
 {run[minutes]} minutes on {where} that had other work to do as well. The time set the number of steps, and the model has
-not seen all it could learn: a longer run would reach less. Two tokenizers were compared in runs of 4.5 minutes on one
+not seen all it could learn: a longer run would reach fewer bits. Two tokenizers were compared in runs of 4.5 minutes on one
 core each: 1024 tokens with a feed-forward width of 512 reached 1.88 bits per byte on the validation text, 2048 tokens
 with 384 reached 1.79.
 
 ```bash
 python scripts/train_tiny_lm.py corpus --docs python-3.11-docs-html --out build/tiny_lm_corpus
-torchrun --nproc-per-node {run[threads]} scripts/train_tiny_lm.py train --corpus build/tiny_lm_corpus \\
+OMP_NUM_THREADS=1 torchrun --nproc-per-node {run[threads]} scripts/train_tiny_lm.py train --corpus build/tiny_lm_corpus \\
     --out tinyq/tiny_lm --steps {run[steps]} --compile
 python scripts/train_tiny_lm.py card --corpus build/tiny_lm_corpus --out tinyq/tiny_lm
 ```
@@ -641,7 +633,8 @@ For comparison, on the held-out text: zlib (level 9) {zlib:.2f} bits per byte, b
 
 ## What it writes
 
-Unedited, the first text that came (random numbers from seed 0):
+Unedited, the first text that came (random numbers from seed 0). The manner is that of the documentation, the meaning is
+not, and greedy text soon repeats itself:
 
 {samples}"""
 

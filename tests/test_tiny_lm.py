@@ -81,9 +81,10 @@ def test_windows_do_not_change_the_score_of_a_text_that_fits_one(float_lm):
 
 
 def test_it_writes_words_of_the_documentation(float_lm):
-    words = re.findall(r"[a-z]{3,}", get_generation(*float_lm, "Return a new", 60).lower())
+    text = get_generation(*float_lm, "If the file does not exist,", 100, repetition_penalty=1.3)
+    words = re.findall(r"[a-z]{3,}", text.lower())
     known = set(re.findall(r"[a-z]{3,}", (calibration_text() + heldout_text()).lower()))
-    assert len(words) > 15 and sum(w in known for w in words) / len(words) > 0.8
+    assert len(set(words)) > 20 and sum(w in known for w in words) / len(words) > 0.8
 
 
 def test_training_log_matches_the_curve():

@@ -6,12 +6,12 @@
 __all__ = ['mean_square', 'mse_error', 'sqnr', 'max_error_bound', 'uniform_levels', 'gaussian_sqnr', 'best_clip', 'lloyd_max',
            'entropy_coded_sqnr', 'rate_distortion_sqnr', 'distance_to_bound']
 
-# %% ../nbs/03_error.ipynb #2b7e7524
+# %% ../nbs/03_error.ipynb #41dc0dc5
 import math
 import torch
 from .affine import check_bits, check_real
 
-# %% ../nbs/03_error.ipynb #702374c8
+# %% ../nbs/03_error.ipynb #1480ba5f
 def mean_square(x: torch.Tensor, # real values
                 dim: int|tuple|None=None, # average over this dimension only; None: over all
                ) -> torch.Tensor: # float64; a scalar tensor, or `x` without `dim`
@@ -21,11 +21,12 @@ def mean_square(x: torch.Tensor, # real values
 
 def _difference(x, x_hat):
     "`x - x_hat` in float64, after a look at both."
+    check_real(x, "x"); check_real(x_hat, "x_hat")
     if x.numel() == 0: raise ValueError(f"x has shape {tuple(x.shape)}: an empty tensor has no error")
-    if check_real(x, "x").shape != check_real(x_hat, "x_hat").shape: raise ValueError(f"shapes differ: {tuple(x.shape)} and {tuple(x_hat.shape)}")
+    if x.shape != x_hat.shape: raise ValueError(f"shapes differ: {tuple(x.shape)} and {tuple(x_hat.shape)}")
     return x.double() - x_hat.double()
 
-# %% ../nbs/03_error.ipynb #1f3795f7
+# %% ../nbs/03_error.ipynb #3cb86956
 def mse_error(x: torch.Tensor, # original
               x_hat: torch.Tensor, # its reconstruction, the same shape
               dim: int|tuple|None=None, # average over this dimension only; None: over all
@@ -34,10 +35,10 @@ def mse_error(x: torch.Tensor, # original
     noise = mean_square(_difference(x, x_hat), dim)
     return noise.item() if dim is None else noise
 
-# %% ../nbs/03_error.ipynb #d160850c
+# %% ../nbs/03_error.ipynb #684facd9
 def sqnr(x: torch.Tensor, # original
          x_hat: torch.Tensor, # its reconstruction, the same shape
-         dim: int|tuple|None=None, # average over this dimension only, such as -1 for one figure per row; None: over all
+         dim: int|tuple|None=None, # average over this dimension only (-1: one figure per row); None: over all
         ) -> float|torch.Tensor: # decibels; infinite where the two are equal
     """Signal to quantization noise ratio, `10 log10(mean x^2 / mean (x - x_hat)^2)`, in float64.
 
@@ -46,25 +47,27 @@ def sqnr(x: torch.Tensor, # original
     db = (10 * torch.log10(mean_square(x, dim) / noise)).masked_fill(noise == 0, math.inf)
     return db.item() if dim is None else db
 
-# %% ../nbs/03_error.ipynb #ba14ba16
+# %% ../nbs/03_error.ipynb #3f4f6252
 def max_error_bound(scale: torch.Tensor|float, # step between codes; may be negative
                    ) -> torch.Tensor|float: # the unit of the values, like `scale`
     "`|scale| / 2`: no value that isn't clamped is reconstructed worse than this, up to float rounding."
     return abs(scale) / 2
 
-# %% ../nbs/03_error.ipynb #2cd62c46
+# %% ../nbs/03_error.ipynb #1316c906
 def uniform_levels(bits: int, # bits a code
                    clip: float|torch.Tensor, # half of what `2**bits` steps span; a tensor gives one grid per entry
-                   grid: str="rise", # "rise": no code at 0; "symf": all codes, one at 0; "symr": the lowest code left out
+                   grid: str="rise", # "rise": no code at 0; "symf": one at 0; "symr": one at 0, lowest left out
                   ) -> torch.Tensor: # float64, shape of `clip` and one axis of levels, ascending
     "The levels of a uniform grid with step `clip / 2**(bits-1)`."
     half = 2**(check_bits(bits) - 1)
     codes = torch.arange(-half, half, dtype=torch.float64)
     codes = dict(rise=codes + .5, symf=codes, symr=codes[1:]).get(grid)
     if codes is None: raise ValueError(f"grid is {grid!r}; choose from rise, symf, symr")
-    return torch.as_tensor(clip, dtype=torch.float64)[..., None] / half * codes
+    clip = torch.as_tensor(clip, dtype=torch.float64)
+    if not (clip > 0).all(): raise ValueError(f"clip must be positive, got {clip.min().item():g}")
+    return clip[..., None] / half * codes
 
-# %% ../nbs/03_error.ipynb #fcaced24
+# %% ../nbs/03_error.ipynb #9f3325b3
 def _gaussian_cells(levels):
     "Probability and first moment of the unit Gaussian in the nearest-level cell of each of the ascending `levels`."
     edge = torch.full_like(levels[..., :1], math.inf)
@@ -78,7 +81,7 @@ def gaussian_sqnr(levels: torch.Tensor, # what the codes stand for, along the la
     p, m = _gaussian_cells(levels)
     return -10 * torch.log10(1 - 2*(levels*m).sum(-1) + (levels.square()*p).sum(-1))
 
-# %% ../nbs/03_error.ipynb #6d6ade90
+# %% ../nbs/03_error.ipynb #45c5dcfd
 def best_clip(bits: int, # bits a code
               grid: str="rise", # as in `uniform_levels`
              ) -> tuple[float, float]: # clip in standard deviations, and the SQNR there in dB
@@ -92,7 +95,7 @@ def best_clip(bits: int, # bits a code
         lo, hi = clips[max(i-1, 0)].item(), clips[min(i+1, 100)].item()
     return clips[i].item(), db[i].item()
 
-# %% ../nbs/03_error.ipynb #6c915473
+# %% ../nbs/03_error.ipynb #835272ea
 def lloyd_max(bits: int, # bits a code
               steps: int=1000, # iterations
              ) -> torch.Tensor: # 2**bits levels, ascending, float64
@@ -106,10 +109,10 @@ def lloyd_max(bits: int, # bits a code
         levels = m / p
     return levels
 
-# %% ../nbs/03_error.ipynb #43959336
+# %% ../nbs/03_error.ipynb #bec52c60
 def entropy_coded_sqnr(bits: float, # entropy of the codes, bits a value
                       ) -> float: # dB
-    """SQNR of a unit Gaussian on an unbounded uniform grid whose codes, entropy-coded, take `bits` bits a value.
+    """SQNR of a unit Gaussian on an unbounded uniform grid, entropy-coded to `bits` bits and decoded to centroids.
 
     > Gish and Pierce 1968, [Asymptotically efficient quantizing](https://doi.org/10.1109/TIT.1968.1054193)"""
     if not 0 < bits <= 10: raise ValueError(f"bits is {bits}; choose more than 0 and at most 10")
@@ -121,7 +124,7 @@ def entropy_coded_sqnr(bits: float, # entropy of the codes, bits a value
     seen = p > 1e-14
     return -10 * math.log10(1 - (m[seen].square() / p[seen]).sum())
 
-# %% ../nbs/03_error.ipynb #3abb3c63
+# %% ../nbs/03_error.ipynb #cdfbc2f6
 def rate_distortion_sqnr(bits: float, # bits a value; scales and zero points counted
                         ) -> float: # dB
     """The highest SQNR that any code of `bits` bits a value reaches on a Gaussian source: 6.02 dB a bit.

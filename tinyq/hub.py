@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'quantization_config', 'read_quantization_config', 'check_output', 'save_quantized', 'load']
 
-# %% ../nbs/11_hub.ipynb #9d86e81a
+# %% ../nbs/11_hub.ipynb #a9502698
 import json, os, shutil, tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from .evaluate import check_model_path
 from .layers import QuantizedLinear
 from .quantizer import METHODS, check_method
 
-# %% ../nbs/11_hub.ipynb #8fb071a6
+# %% ../nbs/11_hub.ipynb #3361517e
 FORMAT = 1 # of the checkpoint; a reader refuses a higher one
 
 def quantization_config(model: torch.nn.Module, # with quantized layers
@@ -29,14 +29,14 @@ def quantization_config(model: torch.nn.Module, # with quantized layers
     if len(schemes) != 1: raise ValueError(f"the model has {len(schemes) or 'no'} quantization schemes; a checkpoint holds one: quantize the model with one method first")
     return {"quant_method": "tinyq", "scheme": schemes.pop(), "format": FORMAT, "tinyq_version": version("tinyq"), "modules": list(layers)}
 
-# %% ../nbs/11_hub.ipynb #cea3f713
+# %% ../nbs/11_hub.ipynb #f6deb802
 def read_quantization_config(folder: str|os.PathLike) -> dict|None: # None: not a tinyq checkpoint
     "The `quantization_config` of a folder that tinyq wrote."
     try: config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     except (OSError, ValueError, AttributeError): return None
     return config if isinstance(config, dict) and config.get("quant_method") == "tinyq" else None
 
-# %% ../nbs/11_hub.ipynb #5891381c
+# %% ../nbs/11_hub.ipynb #fbd99576
 def check_output(folder: str|os.PathLike) -> Path:
     "Raise `FileExistsError` if `folder` exists and is neither empty nor a tinyq checkpoint, which may be replaced."
     folder = Path(folder).expanduser()
@@ -44,7 +44,7 @@ def check_output(folder: str|os.PathLike) -> Path:
         raise FileExistsError(f"{folder} exists and is no tinyq checkpoint; it is left alone: choose another output folder")
     return folder
 
-# %% ../nbs/11_hub.ipynb #dacc171f
+# %% ../nbs/11_hub.ipynb #68f95fff
 def save_quantized(model, # a quantized transformers model
                    folder: str|os.PathLike, # made, or replaced if it is a tinyq checkpoint
                    tokenizer=None, # saved beside it
@@ -59,7 +59,8 @@ def save_quantized(model, # a quantized transformers model
         written = json.loads((tmp / "config.json").read_text(encoding="utf-8")) | {"architectures": [type(model).__name__], "quantization_config": config}
         (tmp / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         if getattr(model, "generation_config", None) is not None: model.generation_config.save_pretrained(tmp)
-        save_torch_state_dict(model.state_dict(), tmp, metadata={"format": "pt"})
+        tied = list(getattr(model, "all_tied_weights_keys", None) or ()) # of two names for one tensor, the one that tie_weights() restores
+        save_torch_state_dict(model.state_dict(), tmp, metadata={"format": "pt"}, shared_tensors_to_discard=tied)
         if tokenizer is not None: tokenizer.save_pretrained(tmp)
         for name, content in (extra or {}).items(): (tmp / name).write_bytes(content)
         _take_place(tmp, folder)
@@ -80,7 +81,7 @@ def _take_place(new, folder):
         raise
     shutil.rmtree(old)
 
-# %% ../nbs/11_hub.ipynb #957723ca
+# %% ../nbs/11_hub.ipynb #cbd7800f
 def load(folder: str|os.PathLike, # a folder that `save_quantized` wrote
         ) -> tuple: # model, in eval mode, and tokenizer (None if none was saved)
     "Open a tinyq checkpoint: a skeleton without memory, its layers swapped, the file's tensors put in their places."

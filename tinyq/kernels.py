@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['per_row', 'check_linear', 'w8_a32_forward', 'int8pack_fits', 'w8_a16_forward']
 
-# %% ../nbs/06_kernels.ipynb #fc78bcd0
+# %% ../nbs/06_kernels.ipynb #538b24c9
 import torch
 import torch.nn.functional as F
 from .affine import dequantize_affine
 
-# %% ../nbs/06_kernels.ipynb #244974e4
+# %% ../nbs/06_kernels.ipynb #6743e871
 def per_row(value: torch.Tensor|float, # one number, or one for each of `rows` rows, in any shape such as (rows,), (rows, 1), (1, rows)
             rows: int, # output channels
             name: str="scales", # for the message
@@ -20,43 +20,55 @@ def per_row(value: torch.Tensor|float, # one number, or one for each of `rows` r
     if value.numel() not in (1, rows): raise ValueError(f"{name} has shape {tuple(value.shape)}; expected one number, or one for each of {rows} output channels")
     return value.reshape(-1, 1)
 
-# %% ../nbs/06_kernels.ipynb #452ff2fc
+# %% ../nbs/06_kernels.ipynb #7a440f5f
 def check_linear(x: torch.Tensor, # activations (..., in_features)
                  codes: torch.Tensor, # int8 or uint8 codes (out_features, in_features)
+                 bias: torch.Tensor|None=None, # out_features numbers
                 ):
-    "Raise unless activations and codes can be multiplied."
-    if not x.is_floating_point(): raise TypeError(f"activations have dtype {x.dtype}, not a floating dtype")
+    "Raise `TypeError` or `ValueError` unless activations, codes and bias fit each other."
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise TypeError(f"activations have dtype {x.dtype}; expected float32, bfloat16, float16 or float64")
     if codes.dtype not in (torch.int8, torch.uint8): raise TypeError(f"weights have dtype {codes.dtype}; expected int8 or uint8 codes")
     if codes.dim() != 2 or x.dim() == 0 or x.shape[-1] != codes.shape[1]:
         raise ValueError(f"activations of shape {tuple(x.shape)} don't fit weights of shape {tuple(codes.shape)} (out_features, in_features)")
+    if bias is not None and bias.numel() != len(codes):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected one number for each of {len(codes)} output channels")
 
-# %% ../nbs/06_kernels.ipynb #f9421087
+# %% ../nbs/06_kernels.ipynb #28f67bdb
 def w8_a32_forward(input: torch.Tensor, # activations (..., in_features)
                    q_w: torch.Tensor, # int8 codes (out_features, in_features)
                    s_w: torch.Tensor|float, # scale, one or one for each output channel
                    z_w: torch.Tensor|int=0, # zero point, one or one for each output channel
                    bias: torch.Tensor|None=None, # (out_features,)
                   ) -> torch.Tensor: # (..., out_features), the dtype of `input`
-    "`input @ (s_w * (q_w - z_w)).T + bias`, computed in float32."
-    check_linear(input, q_w)
+    """`input @ (s_w * (q_w - z_w)).T + bias`, computed in float32.
+
+    Raises `TypeError` or `ValueError`, naming what doesn't fit."""
+    check_linear(input, q_w, bias)
     w = dequantize_affine(q_w, per_row(s_w, len(q_w), "s_w").float(), per_row(z_w, len(q_w), "z_w"))
     out = F.linear(input.float(), w, None if bias is None else bias.flatten().float())
     return out.to(input.dtype)
 
-# %% ../nbs/06_kernels.ipynb #af418cf6
+# %% ../nbs/06_kernels.ipynb #8f667f2b
+def _aligned(t, to=64):
+    "Whether `t` lies in memory without gaps, from an address that `to` divides; False where it has no address (vmap, fake tensors)."
+    try: return t.is_contiguous() and t.data_ptr() % to == 0
+    except RuntimeError: return False
+
 def int8pack_fits(x: torch.Tensor, # activations (rows, in_features)
                   codes: torch.Tensor, # int8 (out_features, in_features)
+                  scales: torch.Tensor|None=None, # whose gradient the op can't give
                  ) -> bool:
     """Whether `aten._weight_int8pack_mm` may be called, and is worth it.
 
     The op checks nothing: on other shapes and alignments it reads out of bounds. It wins at few rows only."""
-    return (x.dtype == torch.bfloat16 and codes.dtype == torch.int8 and x.device.type == codes.device.type == "cpu"
-            and 0 < len(x) <= 4 and x.shape[1] % 32 == 0 and len(codes) > 0
-            and x.is_contiguous() and codes.is_contiguous() and x.data_ptr() % 64 == 0 and codes.data_ptr() % 64 == 0
-            and not (torch.is_grad_enabled() and x.requires_grad) and not torch.compiler.is_compiling()
-            and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"))
+    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False # later calls would skip this guard
+    if x.dtype != torch.bfloat16 or codes.dtype != torch.int8 or not x.device.type == codes.device.type == "cpu": return False
+    if not (0 < len(x) <= 4 and x.shape[1] > 0 and x.shape[1] % 32 == 0 and len(codes) > 0): return False
+    if torch.is_grad_enabled() and (x.requires_grad or scales is not None and scales.requires_grad): return False
+    return _aligned(x) and _aligned(codes) and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
-# %% ../nbs/06_kernels.ipynb #2278182e
+# %% ../nbs/06_kernels.ipynb #b5a3a194
 def w8_a16_forward(weights: torch.Tensor, # int8 codes (out_features, in_features)
                    inputs: torch.Tensor, # activations (..., in_features)
                    scales: torch.Tensor|float, # one, or one for each output channel
@@ -66,11 +78,11 @@ def w8_a16_forward(weights: torch.Tensor, # int8 codes (out_features, in_feature
 
     The scale goes into the weights first: codes of up to 127 times float16 activations would pass float16's largest number, 65504.
     One to four rows of bfloat16 go to a fused op where the processor has it."""
-    check_linear(inputs, weights)
+    check_linear(inputs, weights, bias)
     scales = per_row(scales, len(weights))
     bias = None if bias is None else bias.flatten().to(inputs.dtype)
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    if len(scales) == len(weights) and int8pack_fits(rows, weights):
-        out = torch.ops.aten._weight_int8pack_mm(rows, weights, scales.flatten().to(rows.dtype))
+    rows = inputs.flatten(0, -2) if inputs.dim() > 1 else inputs.unsqueeze(0)
+    if len(scales) == len(weights) and int8pack_fits(rows, weights, scales):
+        out = torch.ops.aten._weight_int8pack_mm(rows, weights, scales.flatten().to(rows.dtype).contiguous())
         return (out if bias is None else out + bias).reshape(*inputs.shape[:-1], len(weights))
-    return F.linear(inputs, weights.float().mul_(scales.float()).to(inputs.dtype), bias)
+    return F.linear(inputs, (weights * scales.float()).to(inputs.dtype), bias)

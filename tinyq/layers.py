@@ -5,29 +5,30 @@
 # %% auto #0
 __all__ = ['QuantizedLinear', 'W8A32LinearLayer', 'W8A16LinearLayer']
 
-# %% ../nbs/07_layers.ipynb #19d040b4
+# %% ../nbs/07_layers.ipynb #31b69131
 import torch
 from torch import nn
 from .kernels import w8_a16_forward, w8_a32_forward
 from .per_group import QTensor, Scheme, quantize_tensor
 
-# %% ../nbs/07_layers.ipynb #6ae34420
+# %% ../nbs/07_layers.ipynb #8b59130a
 class QuantizedLinear(nn.Module):
     "A linear layer that holds int8 codes and one float32 scale for each output channel. Subclasses say how it multiplies."
     scheme = Scheme.parse("w8a16")
 
     def __init__(self,
-                 in_features: int, # size of each input
+                 in_features: int, # size of each input, at least 1
                  out_features: int, # size of each output
                  bias: bool=True, # whether a bias is added
                  device=None, # where codes, scales and bias are kept
                  dtype: torch.dtype=torch.float32, # of the bias
                 ):
         super().__init__()
+        if in_features < 1 or out_features < 0: raise ValueError(f"in_features is {in_features}, out_features {out_features}: there is nothing to quantize")
         self.in_features, self.out_features = in_features, out_features
         codes = torch.zeros((out_features, in_features), dtype=torch.int8, device=device)
         self.weight = nn.Parameter(codes, requires_grad=False)
-        self.register_buffer("scales", torch.ones(out_features, device=device))
+        self.register_buffer("scales", torch.ones(out_features, dtype=torch.float32, device=device))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
 
     @torch.no_grad()
@@ -73,17 +74,24 @@ class QuantizedLinear(nn.Module):
         if self.scales.dtype != scales.dtype: self.scales = scales.to(self.scales.device)
         return self
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        "Load as usual, but refuse weights that are no int8 codes: copying would truncate them without a word."
+        w = state_dict.get(prefix + "weight")
+        if w is None or w.dtype == torch.int8:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        else: error_msgs.append(f"{prefix}weight has dtype {w.dtype}, not torch.int8 codes: load the float model, then quantize it")
+
     def extra_repr(self) -> str:
         nbytes = sum(t.nbytes for t in (self.weight, self.scales, self.bias) if t is not None)
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {self.scheme}, {nbytes:,} bytes"
 
-# %% ../nbs/07_layers.ipynb #3ebf1ee2
+# %% ../nbs/07_layers.ipynb #6404d5e1
 class W8A32LinearLayer(QuantizedLinear):
     "8-bit weights, multiplied in float32."
     scheme = Scheme.parse("w8a32")
     def forward(self, input: torch.Tensor) -> torch.Tensor: return w8_a32_forward(input, self.weight, self.scales, 0, self.bias)
 
-# %% ../nbs/07_layers.ipynb #7331d5b5
+# %% ../nbs/07_layers.ipynb #ebc84667
 class W8A16LinearLayer(QuantizedLinear):
     "8-bit weights, multiplied in the dtype of the activations."
     scheme = Scheme.parse("w8a16")

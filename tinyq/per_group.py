@@ -6,16 +6,16 @@
 __all__ = ['BLOCK', 'check_group_size', 'group_views', 'linear_q_symmetric_per_group', 'linear_dequantization_per_group',
            'Scheme', 'tiles', 'QTensor', 'encode_groups', 'quantize_tensor']
 
-# %% ../nbs/05_per_group.ipynb #82611fcd
+# %% ../nbs/05_per_group.ipynb #a11c2c24
 import math, re
 from dataclasses import dataclass, replace
 from typing import Callable, Iterator
 import torch
 from .affine import check_bits, check_real, dequantize_affine, dtype_range, int_range, quantize_affine
-from .solvers import GRIDS, symr
+from .solvers import GRIDS, get_solver, symr
 from .per_channel import as_rows, from_rows
 
-# %% ../nbs/05_per_group.ipynb #82983dd8
+# %% ../nbs/05_per_group.ipynb #25c75316
 def check_group_size(group_size: int|None, # neighbours that share a scale
                     ) -> int|None: # `group_size`, unchanged
     "Raise unless `group_size` is a positive int, 0 (the whole tensor) or None (a whole row)."
@@ -24,7 +24,7 @@ def check_group_size(group_size: int|None, # neighbours that share a scale
     if group_size < 0: raise ValueError(f"group_size is {group_size}; give a positive number, None for a whole channel or 0 for the whole tensor")
     return group_size
 
-# %% ../nbs/05_per_group.ipynb #f7fc38f1
+# %% ../nbs/05_per_group.ipynb #83ae567e
 def group_views(rows: torch.Tensor, # (rows, columns)
                 group_size: int|None, # columns in a group; None or 0: all of them
                ) -> list[torch.Tensor]: # views (rows, groups, group_size), the ragged last group apart
@@ -37,7 +37,7 @@ def group_views(rows: torch.Tensor, # (rows, columns)
     views = [rows[:, :full].unflatten(1, (full // g, g))]
     return views + [rows[:, full:].unsqueeze(1)] if full < cols else views
 
-# %% ../nbs/05_per_group.ipynb #ba21b92a
+# %% ../nbs/05_per_group.ipynb #7ee07627
 def linear_q_symmetric_per_group(tensor: torch.Tensor, # (rows, columns)
                                  group_size: int, # columns that share a scale; the last group of a row may be shorter
                                  dtype: torch.dtype=torch.int8, # dtype of the codes; an unsigned one for values >= 0 only
@@ -50,7 +50,7 @@ def linear_q_symmetric_per_group(tensor: torch.Tensor, # (rows, columns)
     codes = [quantize_affine(v, s, 0, qmin, qmax, dtype).flatten(1) for v, s in zip(views, scales)]
     return torch.cat(codes, 1) if codes else x.to(dtype), torch.cat(scales, 1).reshape(-1, 1) if codes else x.new_empty(0, 1)
 
-# %% ../nbs/05_per_group.ipynb #2f1a62c7
+# %% ../nbs/05_per_group.ipynb #682100d7
 def linear_dequantization_per_group(quantized_tensor: torch.Tensor, # codes (rows, columns)
                                     scale: torch.Tensor, # (rows * groups, 1), or any shape with as many values
                                     group_size: int, # as in `linear_q_symmetric_per_group`
@@ -64,7 +64,7 @@ def linear_dequantization_per_group(quantized_tensor: torch.Tensor, # codes (row
     out = [dequantize_affine(v, s.unsqueeze(-1)).flatten(1) for v, s in zip(views, scales)]
     return torch.cat(out, 1) if out else quantized_tensor.float()
 
-# %% ../nbs/05_per_group.ipynb #dcfef2bb
+# %% ../nbs/05_per_group.ipynb #df3eeac0
 @dataclass(frozen=True)
 class Scheme:
     "What is wanted of a quantized tensor: bits, granularity and grid. Parses from and prints as a short name."
@@ -103,10 +103,9 @@ class Scheme:
         size = {None: "", 0: "-tensor"}.get(self.group_size, f"-g{self.group_size}")
         return f"w{self.weight_bits}a{self.act_bits}{size}" + ("" if self.grid == self._default_grid else f"-{self.grid}")
 
-# %% ../nbs/05_per_group.ipynb #15c0ff49
-BLOCK = 1 << 17 # values worked on at a time by one CPU thread: half a megabyte of float32, which stays in a core's cache
+# %% ../nbs/05_per_group.ipynb #8fbce7d1
+BLOCK = 1 << 18 # values worked on at a time by one CPU thread: a megabyte of float32, which stays in its cache
 
-# %% ../nbs/05_per_group.ipynb #0a0b38e0
 def tiles(v: torch.Tensor, # (rows, groups, group_size)
          ) -> Iterator[tuple[slice, slice, slice]]: # rows, groups, columns: an index into `v`
     "Cut groups into blocks that fit the cache: whole rows where they fit, else whole groups, else pieces of one."
@@ -117,7 +116,14 @@ def tiles(v: torch.Tensor, # (rows, groups, group_size)
         for j in range(0, groups, c):
             for l in range(0, g, k): yield slice(i, i + r), slice(j, j + c), slice(l, l + k)
 
-# %% ../nbs/05_per_group.ipynb #dd2fc807
+# %% ../nbs/05_per_group.ipynb #ac5b30f5
+def _parts(group_size, rows, out, scale, zero_point):
+    "Full groups, then the ragged ones: views of two tensors, and the scales and zero points that go with them."
+    views = group_views(rows, group_size)
+    counts = [v.shape[1] for v in views]
+    split = lambda t: [None] * len(views) if t is None else t.split(counts, 1) if views else []
+    return zip(views, group_views(out, group_size), split(scale), split(zero_point))
+
 @dataclass(frozen=True, eq=False)
 class QTensor:
     "Integer codes and the grid that they live on: `scale * (codes - zero_point)`."
@@ -164,18 +170,10 @@ class QTensor:
         return replace(self, **{k: v.to(device=device) for k in ("codes", "scale", "zero_point") if (v := getattr(self, k)) is not None})
 
     def __repr__(self):
-        g = "per tensor" if self.dim is None else f"groups of {self.group_size}" if self.group_size else "per channel"
+        g = f"groups of {self.group_size}" if self.group_size else "per tensor" if self.dim is None else "per channel"
         return f"QTensor({tuple(self.shape)}, {self.bits} bits, {g}, {'symmetric' if self.zero_point is None else 'asymmetric'}, {self.nbytes:,} bytes)"
 
-# %% ../nbs/05_per_group.ipynb #dc973176
-def _parts(group_size, rows, out, scale, zero_point):
-    "Full groups, then the ragged ones: views of two tensors, and the scales and zero points that go with them."
-    views = group_views(rows, group_size)
-    counts = [v.shape[1] for v in views]
-    split = lambda t: [None] * len(views) if t is None else t.split(counts, 1) if views else []
-    return zip(views, group_views(out, group_size), split(scale), split(zero_point))
-
-# %% ../nbs/05_per_group.ipynb #d6e5ef72
+# %% ../nbs/05_per_group.ipynb #2d74a958
 def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
                   codes: torch.Tensor, # int8, the shape of `v`: written
                   scale: torch.Tensor, # (rows, groups): written
@@ -198,19 +196,21 @@ def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
         if z is not None: q.add_(z)
         codes[r, c, k] = q.clamp_(qmin, qmax)
 
-# %% ../nbs/05_per_group.ipynb #cecf3d65
-def quantize_tensor(x: torch.Tensor, # real values, any shape with at least one dimension
+# %% ../nbs/05_per_group.ipynb #7b9274e3
+def quantize_tensor(x: torch.Tensor, # real values, any shape
                     scheme: Scheme|str="w8a16", # bits, granularity and grid
-                    solver: Callable|None=None, # finds scale and zero point of groups; None: that of the scheme's grid
-                    dim: int=0, # channel dimension; groups run along the rest
+                    solver: Callable|str|None=None, # finds scale and zero point of groups, or its name, such as "mse"; None: the extremes decide
+                    dim: int|None=0, # channel dimension; groups run along the rest. None: no channels, one row holds all
                     scale_dtype: torch.dtype=torch.float32, # how scales are stored
                    ) -> QTensor:
     """Quantize `x` to `scheme`, block by block, so that little memory is needed beside the codes.
 
     Raises `TypeError`, `ValueError` or `IndexError`, naming the value, for a wrong dtype, scheme or dim, or NaN and infinity in `x`."""
     scheme = Scheme.parse(scheme)
-    later = solver is None and isinstance(x, torch.Tensor) and x.dim() # NaN and infinity go through amin and amax: the scales will show
+    if not (isinstance(scale_dtype, torch.dtype) and scale_dtype.is_floating_point): raise TypeError(f"scale_dtype is {scale_dtype!r}, not a floating torch.dtype")
+    later = solver is None and isinstance(x, torch.Tensor) and x.dim() and not x.is_meta # NaN and infinity go through the extremes: no pass of its own for them
     check_real(x[:0] if later else x)
+    if not callable(solver): solver = GRIDS[scheme.grid] if solver is None else get_solver(solver, scheme.grid)
     dim, g = (None, None) if scheme.granularity == "tensor" else (dim, scheme.group_size)
     rows = as_rows(x.detach(), dim)
     n, cols = rows.shape
@@ -220,9 +220,9 @@ def quantize_tensor(x: torch.Tensor, # real values, any shape with at least one 
     zero = None if scheme.symmetric else torch.empty(scale.shape, dtype=torch.int8, device=x.device)
     try:
         for part in _parts(g, rows, codes, scale, zero):
-            encode_groups(*part, solver or GRIDS[scheme.grid], *int_range(scheme.weight_bits, narrow=scheme.grid == "symr"))
-        if not torch.isfinite(scale).all(): raise ValueError("a scale is beyond the largest float32: the values are too large")
+            encode_groups(*part, solver, *int_range(scheme.weight_bits, narrow=scheme.grid == "symr"))
+        check_real(scale, "the solver's scale")
     except ValueError:
-        check_real(x) # names NaN and infinity, if that is what it was
+        check_real(x) # counts NaN and infinity, if that is what it was
         raise
     return QTensor(codes, scale, zero, scheme.weight_bits, g, x.shape, dim)

@@ -7,26 +7,27 @@ __all__ = ['GRIDS', 'SOLVERS', 'extremes', 'round_scale', 'minmax', 'symr', 'sym
            'find_scale_and_zero_point', 'get_q_scale_symmetric', 'linear_q', 'linear_q_with_eval', 'linear_q_symmetric',
            'percentile', 'mse', 'entropy', 'rtn', 'get_solver']
 
-# %% ../nbs/02_solvers.ipynb #c45f3601
-import math
+# %% ../nbs/02_solvers.ipynb #fbe0f1b7
+import math, torch
 from functools import partial
 from typing import Callable
-import torch
 from .affine import check_real, dtype_range, int_range, linear_dequantization, linear_q_with_scale_and_zero_point
 
-# %% ../nbs/02_solvers.ipynb #9cdaae24
+# %% ../nbs/02_solvers.ipynb #bb4ff46d
 def extremes(x: torch.Tensor, # groups along the last axis
-            ) -> tuple[torch.Tensor, torch.Tensor]: # lowest and highest value a group, widened to include 0, float32, shape (..., 1)
+            ) -> tuple[torch.Tensor, torch.Tensor]: # lowest and highest value a group, float32, (..., 1)
     """The range of each group, widened to include 0.
 
-    Raises `TypeError` unless `x` is floating, `ValueError` for an empty group, NaN, infinity or a value beyond float32."""
-    if not x.is_floating_point(): raise TypeError(f"x has dtype {x.dtype}; only floating tensors are quantized: call .float() first")
-    if x.dim() == 0 or x.shape[-1] == 0: raise ValueError(f"shape {tuple(x.shape)} has no values along its last axis: nothing to take the range of")
+    Raises `TypeError` unless `x` is floating, `ValueError` for empty groups, NaN, infinity and values beyond float32."""
+    if not isinstance(x, torch.Tensor): raise TypeError(f"x is a {type(x).__name__}, not a torch.Tensor")
+    if not x.is_floating_point(): raise TypeError(f"x has dtype {x.dtype}; only floating tensors are quantized")
+    if x.dim() == 0 or x.shape[-1] == 0: raise ValueError(f"shape {tuple(x.shape)} has no values along its last axis")
     lo, hi = x.amin(-1, keepdim=True).float(), x.amax(-1, keepdim=True).float()
-    if not (torch.isfinite(lo).all() and torch.isfinite(hi).all()): raise ValueError("x holds NaN, infinity or a value beyond float32: no grid covers them")
+    if not (torch.isfinite(lo).all() and torch.isfinite(hi).all()):
+        raise ValueError("x holds NaN, infinity or a value beyond float32: no grid covers them")
     return lo.clamp_(max=0), hi.clamp_(min=0)
 
-# %% ../nbs/02_solvers.ipynb #f6aa5b25
+# %% ../nbs/02_solvers.ipynb #abed1696
 def round_scale(scale: torch.Tensor, # computed scales, float32
                 scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
                 saturate: bool=False, # move what doesn't fit to the nearest scale that does, instead of raising
@@ -34,6 +35,7 @@ def round_scale(scale: torch.Tensor, # computed scales, float32
     """Round scales to the dtype they are stored in, so that codes are computed against what a reader will find.
 
     An all-zero group gets scale 1. Raises `ValueError` where a dtype below 32 bits over- or underflows."""
+    if not scale_dtype.is_floating_point: raise ValueError(f"scale_dtype is {scale_dtype}; choose a floating dtype")
     info, wide = torch.finfo(scale_dtype), torch.finfo(torch.float32)
     tiny, big, size = max(info.tiny, wide.tiny), min(info.max, wide.max), scale.abs()
     if info.bits < 32 and not saturate and (bad := (size > big) | ((size < tiny) & (size > 0))).any():
@@ -41,7 +43,7 @@ def round_scale(scale: torch.Tensor, # computed scales, float32
                          f"({tiny:.3g} to {big:.3g}); use scale_dtype=torch.float32")
     return torch.copysign(size.clamp_(tiny, big), scale).to(scale_dtype).float().masked_fill_(scale == 0, 1)
 
-# %% ../nbs/02_solvers.ipynb #3e86afae
+# %% ../nbs/02_solvers.ipynb #c7bec291
 def minmax(x: torch.Tensor, # groups along the last axis
            qmin: int=-128, qmax: int=127, # range of the codes
            scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -53,18 +55,19 @@ def minmax(x: torch.Tensor, # groups along the last axis
     scale = round_scale(hi / (qmax-qmin) - lo / (qmax-qmin), scale_dtype)
     return scale, (qmin - lo / scale).round_().clamp_(qmin, qmax).to(torch.int32)
 
-# %% ../nbs/02_solvers.ipynb #f3ec45a8
+# %% ../nbs/02_solvers.ipynb #1e11cbf5
 def symr(x: torch.Tensor, # groups along the last axis
          qmin: int=-128, qmax: int=127, # range of the codes; `-qmax` to `qmax` are used
          scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
         ) -> tuple[torch.Tensor, None]: # scale (..., 1), and no zero point
     "Symmetric, restricted: the largest magnitude gets the code `qmax` or `-qmax`."
-    if qmax < 1: raise ValueError(f"codes {qmin} to {qmax} have no positive code: 1 bit can't be symmetric; use symf or minmax")
+    if qmax < 1: raise ValueError(f"codes {qmin} to {qmax}: 1 bit can't be symmetric around 0; use symf or minmax")
     lo, hi = extremes(x)
-    if qmin > -qmax and (lo < 0).any(): raise ValueError(f"x goes down to {lo.min().item():.4g}, but codes {qmin} to {qmax} reach no further than {qmin}; use minmax")
+    if qmin > -qmax and (lo < 0).any():
+        raise ValueError(f"x goes down to {lo.min().item():.4g}, codes {qmin} to {qmax} do not; use minmax")
     return round_scale(torch.maximum(-lo, hi) / qmax, scale_dtype), None
 
-# %% ../nbs/02_solvers.ipynb #ac433502
+# %% ../nbs/02_solvers.ipynb #46fe6e32
 def symf(x: torch.Tensor, # groups along the last axis
          qmin: int=-128, qmax: int=127, # range of the codes, all of which are used
          scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -74,7 +77,7 @@ def symf(x: torch.Tensor, # groups along the last axis
     lo, hi = extremes(x)
     return round_scale(torch.where(hi > -lo, hi, lo) / qmin, scale_dtype), None
 
-# %% ../nbs/02_solvers.ipynb #05a8f941
+# %% ../nbs/02_solvers.ipynb #49e4553f
 GRIDS = {"symr": symr, "symf": symf, "asym": minmax}
 
 def check_grid(grid: str, # "symr", "symf" or "asym"
@@ -91,29 +94,27 @@ def solve(x: torch.Tensor, # groups along the last axis, floating
     "The round-to-nearest grid for `x`: its extremes, nothing searched."
     return check_grid(grid)(x, *int_range(bits, narrow=grid == "symr"), scale_dtype)
 
-# %% ../nbs/02_solvers.ipynb #93985d87
+# %% ../nbs/02_solvers.ipynb #101a498d
 def find_scale_and_zero_point(tensor: torch.Tensor, # real values
                               dtype: torch.dtype=torch.int8, # dtype of the codes
                              ) -> tuple[torch.Tensor, int]: # scale (a scalar tensor) and zero point
     "Scale and zero point of the whole tensor, its range widened to include 0."
-    scale, zero_point = minmax(check_real(tensor).reshape(1, -1), *dtype_range(dtype))
+    scale, zero_point = minmax(check_real(tensor).detach().reshape(1, -1), *dtype_range(dtype))
     return scale.squeeze(), int(zero_point)
 
-# %% ../nbs/02_solvers.ipynb #cef15c71
 def get_q_scale_symmetric(tensor: torch.Tensor, # real values
                           dtype: torch.dtype=torch.int8, # dtype of the codes
                          ) -> float: # scale
     "`max|tensor| / qmax`."
     return symr(check_real(tensor).reshape(1, -1), *dtype_range(dtype))[0].item()
 
-# %% ../nbs/02_solvers.ipynb #0def4914
+# %% ../nbs/02_solvers.ipynb #96134274
 def linear_q(tensor: torch.Tensor, # real values
              dtype: torch.dtype=torch.int8, # dtype of the codes
             ) -> torch.Tensor: # codes
     "Quantize to `dtype`, with the scale and zero point that are best for `dtype`."
     return linear_q_with_scale_and_zero_point(tensor, *find_scale_and_zero_point(tensor, dtype), dtype)
 
-# %% ../nbs/02_solvers.ipynb #1e969159
 def linear_q_with_eval(tensor: torch.Tensor, # real values
                        dtype: torch.dtype=torch.int8, # dtype of the codes
                       ) -> dict: # codes, their reconstruction, and the mean squared error between that and `tensor`
@@ -123,7 +124,6 @@ def linear_q_with_eval(tensor: torch.Tensor, # real values
     back = linear_dequantization(codes, scale, zero_point)
     return {"Quantized Tensor": codes, "Dequantized Tensor": back, "Quantization Error": (back - tensor).square().mean()}
 
-# %% ../nbs/02_solvers.ipynb #18a95daf
 def linear_q_symmetric(tensor: torch.Tensor, # real values
                        dtype: torch.dtype=torch.int8, # dtype of the codes
                       ) -> tuple[torch.Tensor, float]: # codes and scale
@@ -131,7 +131,7 @@ def linear_q_symmetric(tensor: torch.Tensor, # real values
     scale = get_q_scale_symmetric(tensor, dtype)
     return linear_q_with_scale_and_zero_point(tensor, scale, 0, dtype), scale
 
-# %% ../nbs/02_solvers.ipynb #ccf70c4e
+# %% ../nbs/02_solvers.ipynb #93ca83a0
 def percentile(x: torch.Tensor, # groups along the last axis
                qmin: int=-128, qmax: int=127, # range of the codes
                scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -147,46 +147,52 @@ def percentile(x: torch.Tensor, # groups along the last axis
     clipped = torch.cat([x.kthvalue(i, -1, keepdim=True).values.float() for i in (n + 1 - k, k)], -1)
     return check_grid(grid)(torch.where(clipped.any(-1, keepdim=True), clipped, ends), qmin, qmax, scale_dtype)
 
-# %% ../nbs/02_solvers.ipynb #4322eddb
+# %% ../nbs/02_solvers.ipynb #2c030040
 class _Search:
     "The best grid so far for each group, by squared error."
     def __init__(self, x, scale, zero, qmin, qmax, scale_dtype):
-        self.x, self.qmin, self.qmax, self.scale_dtype, self.scale, self.zero = x, qmin, qmax, scale_dtype, scale, zero
-        self.top = x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny) # errors are in units of it
+        self.x, self.scale, self.zero = x, scale, zero
+        self.qmin, self.qmax, self.scale_dtype = qmin, qmax, scale_dtype
+        self.top = x.abs().amax(-1, keepdim=True).clamp_(min=1e-38) # errors are measured in units of it
         self.error = torch.full_like(scale, math.inf)
 
     def try_(self, scale, zero, refits=0):
-        "Keep `scale` and `zero` for the groups where they are better; then try the least-squares scale of their codes."
-        scale = round_scale(scale, self.scale_dtype, saturate=True)
+        "Measure `scale` and `zero`, then `refits` times the least-squares scale of the codes that they gave."
+        for _ in range(refits + 1): scale = self._measure(round_scale(scale, self.scale_dtype, saturate=True), zero)
+
+    def _measure(self, scale, zero):
+        "Keep `scale` and `zero` in the groups where they are better; return the least-squares scale of their codes."
         t = self.x / scale
         c = t.round().clamp_(self.qmin - zero, self.qmax - zero)
         along, power = (t * c).sum(-1, keepdim=True), c.square().sum(-1, keepdim=True)
         error = t.sub_(c).square_().sum(-1, keepdim=True) * (scale / self.top).square_()
         better = error < self.error
-        self.error, self.scale = torch.where(better, error, self.error), torch.where(better, scale, self.scale)
-        if isinstance(zero, torch.Tensor): self.zero = torch.where(better, zero, self.zero)
-        if refits: self.try_(torch.where(power > 0, scale * (along / power), scale), zero, refits - 1)
+        self.error, self.scale = error.where(better, self.error), scale.where(better, self.scale)
+        if isinstance(zero, torch.Tensor): self.zero = zero.where(better, self.zero)
+        return torch.where(power > 0, scale * (along / power), scale)
 
-# %% ../nbs/02_solvers.ipynb #11bde510
+# %% ../nbs/02_solvers.ipynb #54490d35
 def mse(x: torch.Tensor, # groups along the last axis
         qmin: int=-128, qmax: int=127, # range of the codes
         scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
         grid: str="symf", # "symr", "symf" or "asym"
         steps: int=16, # clips in the coarse sweep
        ) -> tuple[torch.Tensor, torch.Tensor|None]: # scale and zero point (or None), each (..., 1)
-    "Search the clip that is best in squared error, with a least-squares refit of the scale; never worse than the extremes."
-    start, zero = check_grid(grid)(x, qmin, qmax, scale_dtype)
-    best = _Search(x.float().contiguous(), start, 0 if zero is None else zero.float(), -qmax if grid == "symr" else qmin, qmax, scale_dtype)
+    "The clip with the least squared error, with a least-squares refit of the scale; never worse than the extremes."
+    start, zero = check_grid(grid)(x := x.detach(), qmin, qmax, scale_dtype)
+    low, z = -qmax if grid == "symr" else qmin, 0 if zero is None else zero.float()
+    best = _Search(x.float().contiguous(), start, z, low, qmax, scale_dtype)
     step = ((best.x / best.top).square().mean(-1, keepdim=True).sqrt() / 2).clamp_(1e-6, 1).pow(1 / steps)
     for k in range(steps + 1): best.try_(start * step**k, best.zero)
     s, z = best.scale, best.zero
     for k in (-.75, -.5, -.25, 0, .25, .5, .75): best.try_(s * step**k, z, refits=1)
     for sign, shift in {"symr": [], "symf": [(-1, 0)], "asym": [(1, -1), (1, 1)]}[grid]:
-        for k in (-1, 0, 1): best.try_(s * sign * step**k, z if zero is None else (z + shift).clamp(qmin, qmax), refits=2)
+        near = z if zero is None else (z + shift).clamp(qmin, qmax)
+        for k in (-1, 0, 1): best.try_(s * sign * step**k, near, refits=2)
     best.try_(best.scale, best.zero, refits=2)
     return best.scale, None if zero is None else best.zero.to(torch.int32)
 
-# %% ../nbs/02_solvers.ipynb #1cda1629
+# %% ../nbs/02_solvers.ipynb #3434c894
 def _histogram(x, top, bins):
     "Counts of `|x|` in equal bins from 0 to `top`, for each group; a million values at a time."
     counts = torch.zeros(*x.shape[:-1], bins, device=x.device, dtype=torch.float64)
@@ -207,7 +213,7 @@ def _divergence(counts, stop, qmax):
     p, q = (v / v.sum(-1, keepdim=True).clamp_(min=1e-12) for v in (p, q))
     return torch.xlogy(p, p / q.clamp_(min=1e-7)).sum(-1, keepdim=True)
 
-# %% ../nbs/02_solvers.ipynb #78b33ffa
+# %% ../nbs/02_solvers.ipynb #5c927ec4
 def entropy(x: torch.Tensor, # groups along the last axis, of many more values than `bins`
             qmin: int=-128, qmax: int=127, # range of the codes
             scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -228,7 +234,7 @@ def entropy(x: torch.Tensor, # groups along the last axis, of many more values t
         clip, least = torch.where(kl < least, stop / bins, clip), torch.minimum(kl, least)
     return round_scale(top * (clip / qmax), scale_dtype), None
 
-# %% ../nbs/02_solvers.ipynb #21427b7e
+# %% ../nbs/02_solvers.ipynb #76162f16
 def rtn(x: torch.Tensor, # groups along the last axis
         qmin: int=-128, qmax: int=127, # range of the codes
         scale_dtype: torch.dtype=torch.float32, # how the scale will be stored

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['check_bits_for', 'check_outside', 'careless_fp16', 'check_killer', 'check_lloyd_step']
 
-# %% ../../nbs/solutions/03_error.ipynb #215d4e8f
+# %% ../../nbs/solutions/03_error.ipynb #c3ffbecd
 import math
 import torch
 from ..affine import dequantize_affine, quantize_affine
 from ..error import sqnr
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/03_error.ipynb #3dca7fc4
+# %% ../../nbs/solutions/03_error.ipynb #7fa878b3
 @exercise("3.1 How many bits?")
 def check_bits_for(bits_for):
     cases = (48., math.sqrt(3), 8), (48., 4., 10), (30., math.sqrt(2), 5), (20., 10., 6)
     for target, crest, want in cases: expect(bits_for(target, crest), want, f"bits_for({target:g}, {crest:.4g})")
 
-# %% ../../nbs/solutions/03_error.ipynb #c3196fac
+# %% ../../nbs/solutions/03_error.ipynb #6a96d521
 @exercise("3.2 Where the bound ends")
 def check_outside(outside):
     x = torch.tensor([-2.2, -1.66, -1.4, -.84, 0., .5, .74, 1.2, 1.44, 1.6])
@@ -29,14 +29,14 @@ def check_outside(outside):
         assert getattr(got, "dtype", None) == torch.bool, f"outside should give a bool tensor, gave {getattr(got, 'dtype', type(got).__name__)}"
         expect(got.float(), want.float(), f"outside({x.tolist()}, {s}, -8, 7)")
 
-# %% ../../nbs/solutions/03_error.ipynb #da857e1c
+# %% ../../nbs/solutions/03_error.ipynb #f8eb64d4
 def careless_fp16(x: torch.Tensor, # one row
                  ) -> torch.Tensor: # its reconstruction
     "Symmetric int8 with a float16 scale and no clamp: the quantizer that exercise 3.3 breaks."
     scale = (x.abs().max() / 127).half().float()
     return ((x / scale).round() + 128).remainder(256).sub(128) * scale
 
-# %% ../../nbs/solutions/03_error.ipynb #92a80afd
+# %% ../../nbs/solutions/03_error.ipynb #43fa1542
 @exercise("3.3 Break the careless quantizer")
 def check_killer(x):
     if x is None or x is ...: return
@@ -48,7 +48,7 @@ def check_killer(x):
     assert torch.isfinite(broken).all(), "the reconstruction holds NaN: somebody would notice. Break it silently"
     assert sqnr(x, broken) < 0, f"the careless quantizer still has {sqnr(x, broken):.1f} dB; it should do worse than storing zeros (0 dB)"
 
-# %% ../../nbs/solutions/03_error.ipynb #d0d1e51d
+# %% ../../nbs/solutions/03_error.ipynb #be2d5fdc
 @exercise("3.4 Lloyd's step on data")
 def check_lloyd_step(lloyd_step):
     x, levels = torch.tensor([0., 1., 2., 10., 11.]), torch.tensor([0., 3., 30.])

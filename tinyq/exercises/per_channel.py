@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_silent_rows', 'check_bits_per_weight', 'check_worse', 'check_scales', 'check_asym_per_channel']
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #80dca687
+# %% ../../nbs/solutions/04_per_channel.ipynb #9b9fed9b
 import math
 import torch
 from ..affine import dequantize_affine, quantize_affine
@@ -13,7 +13,7 @@ from ..solvers import minmax, symr
 from ..per_channel import as_rows, linear_q_symmetric_per_channel
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #3eace4eb
+# %% ../../nbs/solutions/04_per_channel.ipynb #666b5694
 @exercise("4.1 Silent rows")
 def check_silent_rows(silent_rows):
     w, want = torch.tensor([[127., 3], [.5, -.5], [.75, .25], [0, 0], [-1, 0]]), [False, True, False, True, False]
@@ -32,7 +32,7 @@ def check_silent_rows(silent_rows):
     want = quantize_affine(w, symr(w.view(1, -1))[0]).eq(0).all(1)
     expect(torch.as_tensor(silent_rows(w)).float(), want.float(), "silent_rows(a matrix with scale below 1)")
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #81f48199
+# %% ../../nbs/solutions/04_per_channel.ipynb #5f27a16f
 @exercise("4.2 The price of scales")
 def check_bits_per_weight(bits_per_weight):
     matrix, conv = (256, 512), (64, 32, 3, 3)
@@ -41,7 +41,7 @@ def check_bits_per_weight(bits_per_weight):
         want = bits + scale_bits * (1 if dim is None else shape[dim]) / math.prod(shape)
         expect(bits_per_weight(*args), want, f"bits_per_weight{args}", tol=1e-9)
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #097111e5
+# %% ../../nbs/solutions/04_per_channel.ipynb #e966a5e9
 @exercise("4.3 Break it")
 def check_worse(w):
     assert isinstance(w, torch.Tensor) and w.dim() == 2 and w.is_floating_point(), "give a 2-D floating tensor"
@@ -50,7 +50,7 @@ def check_worse(w):
     a, b = ((w - dequantize_affine(q, s)).square().mean().item() for q, s in (rows, one))
     assert a > b, f"per row MSE {a:.3g}, per tensor MSE {b:.3g}: still no worse"
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #124c0082
+# %% ../../nbs/solutions/04_per_channel.ipynb #c74fb7f5
 @exercise("4.4 No reshape")
 def check_scales(scales):
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def check_scales(scales):
         assert got.shape[dim] == n, f"{call} has shape {got_shape}: {n} channels along dimension {dim} need {n} scales"
         expect(got, want, call)
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #3c91ff2b
+# %% ../../nbs/solutions/04_per_channel.ipynb #92ebe2c2
 @exercise("4.5 A zero point for each channel")
 def check_asym_per_channel(asym_per_channel):
     torch.manual_seed(0)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check_row_cost', 'check_undo', 'check_hurt', 'check_double']
 
-# %% ../../nbs/solutions/05_per_group.ipynb #69c2d5fc
+# %% ../../nbs/solutions/05_per_group.ipynb #ccbadfc0
 import torch
 from ..error import mse_error
 from ..per_group import QTensor, Scheme, quantize_tensor
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/05_per_group.ipynb #c48052d2
+# %% ../../nbs/solutions/05_per_group.ipynb #d99e7442
 @exercise("5.1 The last group pays in full")
 def check_row_cost(row_cost):
     for cols, bits, g, scale_bits, want, why in [
@@ -24,7 +24,7 @@ def check_row_cost(row_cost):
         assert got is not None, f"{call} gave None"
         assert abs(got - want) < 1e-6, f"{call} gave {got:.6g}, expected {want:.6g}: {why}"
 
-# %% ../../nbs/solutions/05_per_group.ipynb #c05529b7
+# %% ../../nbs/solutions/05_per_group.ipynb #b39d2b81
 @exercise("5.2 Undo it without views")
 def check_undo(undo):
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ def check_undo(undo):
         q = quantize_tensor(torch.randn(shape), scheme)
         expect(undo(q.codes, q.scale, q.zero_point, q.group_size), q.dequantize(), f"undo(..., group_size={q.group_size}) of {scheme} on shape {shape}")
 
-# %% ../../nbs/solutions/05_per_group.ipynb #55b81649
+# %% ../../nbs/solutions/05_per_group.ipynb #905c7532
 @exercise("5.3 When smaller groups hurt")
 def check_hurt(row):
     assert isinstance(row, torch.Tensor), f"the row is a {type(row).__name__}, not a tensor"
@@ -41,7 +41,7 @@ def check_hurt(row):
     one, two = (mse_error(row, quantize_tensor(row, f"w4a16{g}-symr").dequantize()) for g in ("", "-g4"))
     assert one < two, f"one scale has MSE {one:.4g}, two scales {two:.4g}: the smaller groups still win or draw"
 
-# %% ../../nbs/solutions/05_per_group.ipynb #95f03f3c
+# %% ../../nbs/solutions/05_per_group.ipynb #4b3c247f
 @exercise("5.4 Scales of scales")
 def check_double(double):
     torch.manual_seed(0)

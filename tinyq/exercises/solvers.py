@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check_by_hand', 'check_symf_loses', 'check_refit', 'check_sigma']
 
-# %% ../../nbs/solutions/02_solvers.ipynb #7ecb82f3
+# %% ../../nbs/solutions/02_solvers.ipynb #4dcec068
 import torch
 from ..affine import int_range
 from .core import exercise, expect
-from ..solvers import round_scale, solve
+from ..solvers import mse, round_scale, solve
 
-# %% ../../nbs/solutions/02_solvers.ipynb #ebe5f9f4
+# %% ../../nbs/solutions/02_solvers.ipynb #28d24aff
 @exercise("2.1 Four bits by hand")
 def check_by_hand(answer):
     if answer is None or answer is ...: return expect(answer, (), "your answer")
@@ -22,7 +22,7 @@ def check_by_hand(answer):
     expect(scale, 4 / 15, "the scale")
     expect(int(zero), -4, "the zero point")
 
-# %% ../../nbs/solutions/02_solvers.ipynb #3d6100b8
+# %% ../../nbs/solutions/02_solvers.ipynb #960b8cc0
 @exercise("2.2 Where symf loses")
 def check_symf_loses(x):
     if x is None or x is ...: return expect(x, (), "your tensor")
@@ -35,7 +35,7 @@ def check_symf_loses(x):
         errors[grid] = (x - s * codes).square().mean().item()
     assert errors["symr"] < errors["symf"], f"symr has MSE {errors['symr']:.3g} and symf {errors['symf']:.3g}: symf does not lose here"
 
-# %% ../../nbs/solutions/02_solvers.ipynb #f55c348d
+# %% ../../nbs/solutions/02_solvers.ipynb #474a6f62
 @exercise("2.3 The least-squares scale")
 def check_refit(refit):
     g = torch.Generator().manual_seed(23)
@@ -47,7 +47,7 @@ def check_refit(refit):
     zeros = refit(torch.zeros(1, 4), torch.zeros(1, 4))
     assert isinstance(zeros, torch.Tensor) and torch.isfinite(zeros).all(), f"a group whose codes are all 0 gave {zeros.flatten().tolist()}: divide by something else there"
 
-# %% ../../nbs/solutions/02_solvers.ipynb #4be0e9a4
+# %% ../../nbs/solutions/02_solvers.ipynb #68480267
 @exercise("2.4 Clip at k sigma")
 def check_sigma(sigma):
     x = torch.randn(3, 4, 256, generator=torch.Generator().manual_seed(24))

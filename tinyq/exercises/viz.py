@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['check_clamped', 'check_levels', 'check_outlier', 'check_frontier']
 
-# %% ../../nbs/solutions/00_viz.ipynb #57661212
+# %% ../../nbs/solutions/00_viz.ipynb #43d44461
 import torch
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/00_viz.ipynb #0a79e399
+# %% ../../nbs/solutions/00_viz.ipynb #1f81bb44
 @exercise("0.1 Who is clamped?")
 def check_clamped(clamped):
     "`clamped(x, scale, zero_point, qmin, qmax)` is true where a value's arrow would be orange."
@@ -17,7 +17,7 @@ def check_clamped(clamped):
     expect(clamped(x, 1., 0, -4, 3), torch.tensor([True, False, True, False, False, True, True]), f"clamped(x, 1., 0, -4, 3) {told}")
     expect(clamped(x, .5, 10, 0, 15), torch.tensor([False, False, False, False, True, True, True]), f"clamped(x, .5, 10, 0, 15) {told}")
 
-# %% ../../nbs/solutions/00_viz.ipynb #58607e52
+# %% ../../nbs/solutions/00_viz.ipynb #d3baf6ee
 @exercise("0.2 The levels of a grid")
 def check_levels(levels):
     "`levels(bits, scale, zero_point)` gives all real values of a signed grid, lowest code first."
@@ -25,7 +25,7 @@ def check_levels(levels):
     expect(levels(3, 2., 1), 2.*(torch.arange(-4., 4.) - 1), "levels(3, 2., 1)")
     expect(levels(8, .1, -128).amin(), 0., "levels(8, .1, -128).amin()")
 
-# %% ../../nbs/solutions/00_viz.ipynb #f2c9e421
+# %% ../../nbs/solutions/00_viz.ipynb #6f9da72b
 @exercise("0.3 Break the mean")
 def check_outlier(x):
     "`x`: 16 values, 15 of them exact on the codes -8..7 at scale 1, with a root-mean-square error above 100."
@@ -35,7 +35,7 @@ def check_outlier(x):
     assert exact == 15, f"{exact} of the 16 values are exact, expected 15"
     assert rms > 100, f"the root-mean-square error is {rms:.4g}, expected more than 100"
 
-# %% ../../nbs/solutions/00_viz.ipynb #52c8ee7b
+# %% ../../nbs/solutions/00_viz.ipynb #0c8dec75
 @exercise("0.4 The frontier")
 def check_frontier(frontier):
     "`frontier(points)`: the (size, error) pairs that no other pair beats in both, by size."
