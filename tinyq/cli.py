@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['app', 'ModelArg', 'JsonOpt', 'TextOpt', 'DtypeOpt', 'PROMPT', 'one_line_errors', 'open_model', 'read_text', 'measure',
-           'quantize_and_measure', 'result_table', 'grouped', 'coverage_table', 'show', 'plot_result', 'quantize',
-           'evaluate', 'inspect']
+           'quantize_and_measure', 'result_table', 'grouped', 'coverage_table', 'show', 'bars', 'plot_result',
+           'quantize', 'evaluate', 'inspect']
 
-# %% ../nbs/90_cli.ipynb #b98146c4
+# %% ../nbs/90_cli.ipynb #2a80ad6f
 import contextlib, copy, io, json, sys, time
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from .viz import CARD, MUTED, PALETTE
 
-# %% ../nbs/90_cli.ipynb #611771b2
+# %% ../nbs/90_cli.ipynb #e8cec0a3
 app = typer.Typer(help="Quantize, evaluate and inspect language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ModelArg = Annotated[Optional[str], typer.Argument(help="Folder of a model, or Hub id; the shipped model by default.", show_default=False)]
@@ -29,7 +32,7 @@ DtypeOpt = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 
 
 PROMPT = "If the file does not exist," # for both models to go on from
 
-# %% ../nbs/90_cli.ipynb #1ff597b2
+# %% ../nbs/90_cli.ipynb #aa0cff61
 @contextlib.contextmanager
 def one_line_errors():
     "Turn an expected error into one line on stderr and exit code 2."
@@ -38,7 +41,7 @@ def one_line_errors():
         typer.echo(f"tinyq: {' '.join(str(e).split())}", err=True)
         raise typer.Exit(2) from None
 
-# %% ../nbs/90_cli.ipynb #dbca8cc3
+# %% ../nbs/90_cli.ipynb #cd730310
 def open_model(name: str|None, # folder or Hub id; None: the shipped model
                dtype: str="auto", # for a float model
               ) -> tuple: # model and tokenizer
@@ -51,7 +54,7 @@ def open_model(name: str|None, # folder or Hub id; None: the shipped model
     if name is not None and hub.read_quantization_config(name): return hub.load(name)
     return evaluate.load_model(evaluate.TINY_LM if name is None else name, dtype if dtype == "auto" else getattr(torch, dtype))
 
-# %% ../nbs/90_cli.ipynb #85c1967c
+# %% ../nbs/90_cli.ipynb #ebe5121d
 def read_text(path: Path|None) -> str:
     "The text to evaluate on. `ValueError` if it is empty or no UTF-8."
     from tinyq.evaluate import heldout_text
@@ -62,7 +65,7 @@ def read_text(path: Path|None) -> str:
     if not text.strip(): raise ValueError(f"{path} is empty; give a text of at least a few hundred words")
     return text
 
-# %% ../nbs/90_cli.ipynb #53ea2f75
+# %% ../nbs/90_cli.ipynb #568d7f9e
 def measure(reference, # the float model
             model, # the quantized one
             tokenizer, # of both
@@ -88,7 +91,7 @@ def measure(reference, # the float model
                   "tokens_per_second": speed[k], "generation": get_generation(m, tokenizer, prompt, 60, repetition_penalty=1.3)}
     return out
 
-# %% ../nbs/90_cli.ipynb #28c81af5
+# %% ../nbs/90_cli.ipynb #8a7b3358
 def quantize_and_measure(output: Path, # folder for the result
                          name: str|None=None, # folder of a model, or Hub id; None: the shipped model
                          method: str="w8a16", # a key of `METHODS`
@@ -113,7 +116,7 @@ def quantize_and_measure(output: Path, # folder for the result
     hub.save_quantized(model, output, tokenizer, {"quantization.png": plot_result(result), "quantization.json": json.dumps(result, indent=1).encode()})
     return result
 
-# %% ../nbs/90_cli.ipynb #c0ecaaab
+# %% ../nbs/90_cli.ipynb #1608cd70
 def result_table(result: dict) -> Table:
     "Before against after, one line a figure."
     b, a = result["before"], result["after"]
@@ -127,17 +130,17 @@ def result_table(result: dict) -> Table:
     row("tokens a second, decoding", "tokens_per_second", ".1f")
     return table
 
-# %% ../nbs/90_cli.ipynb #191acf5d
+# %% ../nbs/90_cli.ipynb #194c14ac
 def grouped(rows, # `LayerReport`s or `Coverage`s
            ) -> list[tuple[str, int, int, int]]: # label, modules, parameters, bytes
     "Modules that were left alone, those of one kind and reason on one line."
     out = defaultdict(lambda: [0, 0, 0, ""])
     for r in rows:
         o = out[r.kind, r.skipped]
-        o[0] += 1; o[1] += r.params; o[2] += getattr(r, "after", None) or getattr(r, "nbytes", 0); o[3] = o[3] or r.path
+        o[0] += 1; o[1] += r.params; o[2] += r.after if hasattr(r, "after") else r.nbytes; o[3] = o[3] or r.path
     return [(f"{n} x {kind}" if n > 1 else f"{path} ({kind})", params, nbytes, why) for (kind, why), (n, params, nbytes, path) in out.items()]
 
-# %% ../nbs/90_cli.ipynb #be31c6ba
+# %% ../nbs/90_cli.ipynb #bd229c24
 def coverage_table(layers: list) -> Table: # `LayerReport`s
     "What was quantized and what was not, with the reason."
     table = Table(box=box.SIMPLE_HEAD)
@@ -147,40 +150,49 @@ def coverage_table(layers: list) -> Table: # `LayerReport`s
     for label, params, nbytes, why in grouped(r for r in layers if not r.scheme): table.add_row(label, f"{params:,}", f"{nbytes:,}", f"left: {why}")
     return table
 
-# %% ../nbs/90_cli.ipynb #353f0e8f
+# %% ../nbs/90_cli.ipynb #a281e5bd
 def show(table: Table, # of `result_table` or `coverage_table`
         ):
     "Print a table: as wide as the terminal, or as it needs where there is none."
     Console(width=None if sys.stdout.isatty() else 120, soft_wrap=not sys.stdout.isatty()).print(table)
 
-# %% ../nbs/90_cli.ipynb #7f1ffeca
+# %% ../nbs/90_cli.ipynb #fba6c855
+def bars(ax, # matplotlib Axes
+         values: dict[str, list[float]], # name -> the lengths of its pieces, side by side
+         form: str="{:.2f}", # of the number in a piece
+        ):
+    "Horizontal bars in pieces, each with its number."
+    for name, pieces in values.items():
+        left = 0
+        for n, color in zip(pieces, (PALETTE[0], MUTED)):
+            ax.barh(name, n, left=left, color=color, edgecolor=CARD)
+            if n: ax.text(left + n / 2, name, form.format(n), ha="center", va="center", color="white")
+            left += n
+    ax.invert_yaxis(); ax.set_xticks([])
+    ax.spines["bottom"].set_visible(False)
+
+# %% ../nbs/90_cli.ipynb #33a5b093
 def plot_result(result: dict, # of `quantize_and_measure`
                ) -> bytes: # a PNG
-    "Bytes by part before and after, and the signal to noise ratio of every quantized layer."
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    layers, names = result["layers"], ("before", "after")
-    fig = Figure(figsize=(10, 3.6), dpi=120, layout="constrained")
-    size, noise = fig.subplots(1, 2, width_ratios=(1, 1.3))
-    left = {"before": 0, "after": 0}
-    parts = [("quantized layers", "#0072B2", lambda r: r["scheme"]), ("left as they were", "#999999", lambda r: not r["scheme"])]
-    for label, color, belongs in parts:
-        for k in names:
-            n = sum(r[k] for r in layers if belongs(r)) / 1e6
-            size.barh(k, n, left=left[k], color=color, label=label if k == "before" else None)
-            if n: size.text(left[k] + n / 2, k, f"{n:.2f}", ha="center", va="center", color="white")
-            left[k] += n
-    size.invert_yaxis(); size.set_xlabel("megabytes in memory"); size.set_title(f"{result['model']}, {result['method']}", loc="left", fontsize=10)
-    size.legend(loc="upper center", bbox_to_anchor=(.5, -.2), ncols=2, frameon=False, fontsize=9)
-    done = [r for r in layers if r["sqnr"] is not None]
-    noise.plot([r["sqnr"] for r in done], "o", color="#0072B2", ms=5)
-    noise.set_xlabel("quantized layer, in the model's order"); noise.set_ylabel("SQNR of its weights, dB")
-    noise.set_title(f"bits per byte {result['before']['bits_per_byte']:.4f} before, {result['after']['bits_per_byte']:.4f} after", loc="left", fontsize=10)
-    for ax in (size, noise): ax.spines[["top", "right"]].set_visible(False)
+    "Megabytes and tokens a second before and after, and the signal to noise ratio of every quantized layer."
+    fig = Figure(figsize=(10, 3.4), dpi=120, layout="constrained", facecolor=CARD)
+    size, speed, noise = fig.subplots(1, 3, width_ratios=(1.1, .8, 1.3))
+    bars(size, {k: [sum(r[k] for r in result["layers"] if bool(r["scheme"]) == q) / 1e6 for q in (True, False)] for k in ("before", "after")})
+    bars(speed, {k: [result[k]["tokens_per_second"]] for k in ("before", "after")}, "{:.0f}")
+    size.set_title("megabytes (blue: quantized)", fontsize=10); speed.set_title("tokens a second", fontsize=10)
+    done = [r for r in result["layers"] if r["sqnr"] is not None]
+    names = sorted({r["path"].split(".")[-1] for r in done})
+    for i, name in enumerate(names):
+        y = [r["sqnr"] for r in done if r["path"].endswith(name)]
+        noise.plot(y, [i] * len(y), "o", color=PALETTE[0], ms=6, alpha=.5)
+    noise.set_yticks(range(len(names)), names); noise.invert_yaxis()
+    noise.set_xlim(0, 1.15 * max((r["sqnr"] for r in done), default=1)); noise.set_title("weights above their rounding error, dB", fontsize=10)
+    for ax in fig.axes: ax.set_facecolor(CARD); ax.spines[["top", "right"]].set_visible(False)
+    fig.suptitle(f"{result['model']}, {result['method']}: bits per byte {result['before']['bits_per_byte']:.4f} before, {result['after']['bits_per_byte']:.4f} after", fontsize=11, x=.01, ha="left")
     FigureCanvasAgg(fig).print_png(out := io.BytesIO())
     return out.getvalue()
 
-# %% ../nbs/90_cli.ipynb #af8e1480
+# %% ../nbs/90_cli.ipynb #a5510abd
 @app.command()
 def quantize(
     model: ModelArg=None,
@@ -205,7 +217,7 @@ def quantize(
     for k in ("before", "after"): print(f"--- {k}, going on from {prompt!r}:\n{result[k]['generation']}\n")
     print(f"saved to {output}, with the figure {output / 'quantization.png'}; open it with tinyq.load({str(output)!r})")
 
-# %% ../nbs/90_cli.ipynb #96995748
+# %% ../nbs/90_cli.ipynb #58b3b53b
 @app.command()
 def evaluate(model: ModelArg=None, text: TextOpt=None, dtype: DtypeOpt="auto", as_json: JsonOpt=False):
     "Perplexity and bits per byte of a float or quantized model."
@@ -218,7 +230,7 @@ def evaluate(model: ModelArg=None, text: TextOpt=None, dtype: DtypeOpt="auto", a
     if as_json: return print(json.dumps(result))
     for k, v in result.items(): print(f"{k:<14} {v if isinstance(v, str) else f'{v:,}' if isinstance(v, int) else f'{v:.4f}'}")
 
-# %% ../nbs/90_cli.ipynb #a8083bdb
+# %% ../nbs/90_cli.ipynb #64b862b2
 @app.command()
 def inspect(model: ModelArg=None,
             exclude: Annotated[Optional[list[str]], typer.Option(help="As for `quantize`.", show_default=False)]=None,

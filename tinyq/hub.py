@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'quantization_config', 'read_quantization_config', 'check_output', 'save_quantized', 'load']
 
-# %% ../nbs/11_hub.ipynb #a9502698
-import json, os, shutil, tempfile
+# %% ../nbs/11_hub.ipynb #0e25e1b8
+import json, os, secrets, shutil
 from importlib.metadata import version
 from pathlib import Path
 import torch
@@ -18,7 +18,7 @@ from .evaluate import check_model_path
 from .layers import QuantizedLinear
 from .quantizer import METHODS, check_method
 
-# %% ../nbs/11_hub.ipynb #3361517e
+# %% ../nbs/11_hub.ipynb #2c5e978b
 FORMAT = 1 # of the checkpoint; a reader refuses a higher one
 
 def quantization_config(model: torch.nn.Module, # with quantized layers
@@ -29,22 +29,23 @@ def quantization_config(model: torch.nn.Module, # with quantized layers
     if len(schemes) != 1: raise ValueError(f"the model has {len(schemes) or 'no'} quantization schemes; a checkpoint holds one: quantize the model with one method first")
     return {"quant_method": "tinyq", "scheme": schemes.pop(), "format": FORMAT, "tinyq_version": version("tinyq"), "modules": list(layers)}
 
-# %% ../nbs/11_hub.ipynb #f6deb802
+# %% ../nbs/11_hub.ipynb #b6a8515c
 def read_quantization_config(folder: str|os.PathLike) -> dict|None: # None: not a tinyq checkpoint
     "The `quantization_config` of a folder that tinyq wrote."
     try: config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     except (OSError, ValueError, AttributeError): return None
     return config if isinstance(config, dict) and config.get("quant_method") == "tinyq" else None
 
-# %% ../nbs/11_hub.ipynb #fbd99576
+# %% ../nbs/11_hub.ipynb #368370fa
 def check_output(folder: str|os.PathLike) -> Path:
     "Raise `FileExistsError` if `folder` exists and is neither empty nor a tinyq checkpoint, which may be replaced."
     folder = Path(folder).expanduser()
+    if folder.name in ("", ".."): folder = folder.resolve()
     if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and read_quantization_config(folder) is None):
         raise FileExistsError(f"{folder} exists and is no tinyq checkpoint; it is left alone: choose another output folder")
     return folder
 
-# %% ../nbs/11_hub.ipynb #68f95fff
+# %% ../nbs/11_hub.ipynb #9f71bac5
 def save_quantized(model, # a quantized transformers model
                    folder: str|os.PathLike, # made, or replaced if it is a tinyq checkpoint
                    tokenizer=None, # saved beside it
@@ -52,17 +53,20 @@ def save_quantized(model, # a quantized transformers model
                   ) -> Path: # the folder
     "Write `config.json`, safetensors and tokenizer: into a new folder beside, which then takes the place of `folder`."
     folder, config = check_output(folder), quantization_config(model)
+    if not hasattr(model, "generation_config"): raise TypeError(f"model is a {type(model).__name__}, not a transformers model that can generate")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    tmp = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    tmp.mkdir()
     try:
         model.config.save_pretrained(tmp)
         written = json.loads((tmp / "config.json").read_text(encoding="utf-8")) | {"architectures": [type(model).__name__], "quantization_config": config}
         (tmp / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-        if getattr(model, "generation_config", None) is not None: model.generation_config.save_pretrained(tmp)
-        tied = list(getattr(model, "all_tied_weights_keys", None) or ()) # of two names for one tensor, the one that tie_weights() restores
+        if model.generation_config is not None: model.generation_config.save_pretrained(tmp)
+        tied = list(model.all_tied_weights_keys) # one name of a shared tensor is saved: the one that transformers ties the others to
         save_torch_state_dict(model.state_dict(), tmp, metadata={"format": "pt"}, shared_tensors_to_discard=tied)
         if tokenizer is not None: tokenizer.save_pretrained(tmp)
         for name, content in (extra or {}).items(): (tmp / name).write_bytes(content)
+        for f in tmp.iterdir(): shutil.copymode(tmp / "config.json", f) # safetensors writes files that only their owner can read
         _take_place(tmp, folder)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -71,7 +75,6 @@ def save_quantized(model, # a quantized transformers model
 
 def _take_place(new, folder):
     "Rename `new` to `folder`, which is put back if that fails."
-    os.chmod(new, 0o755)
     if not folder.exists(): return os.replace(new, folder)
     old = new.with_name(new.name + "-old")
     os.replace(folder, old)
@@ -81,31 +84,23 @@ def _take_place(new, folder):
         raise
     shutil.rmtree(old)
 
-# %% ../nbs/11_hub.ipynb #cbd7800f
-def load(folder: str|os.PathLike, # a folder that `save_quantized` wrote
-        ) -> tuple: # model, in eval mode, and tokenizer (None if none was saved)
-    "Open a tinyq checkpoint: a skeleton without memory, its layers swapped, the file's tensors put in their places."
+# %% ../nbs/11_hub.ipynb #53287be9
+def _skeleton(config, folder):
+    "The model of a config: parameters on meta, buffers computed. `ValueError` for an unknown architecture."
     import transformers
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-    folder = Path(check_model_path(folder))
-    qc = read_quantization_config(folder)
-    if qc is None: raise ValueError(f"{folder} is no tinyq checkpoint; open it with load_model()")
-    if qc["format"] > FORMAT: raise ValueError(f"{folder} has format {qc['format']}; this tinyq reads up to {FORMAT}: upgrade tinyq")
-    config = AutoConfig.from_pretrained(folder)
-    del config.quantization_config
-    with init_empty_weights(include_buffers=False):
-        model = getattr(transformers, config.architectures[0])._from_config(config, dtype=config.dtype)
-    _swap_listed(model, METHODS[check_method(qc["scheme"])], qc["modules"])
-    _assign(model, _read_tensors(folder), folder)
-    if (folder / "generation_config.json").exists(): model.generation_config = GenerationConfig.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer_config.json").exists() else None
-    return model.eval(), tokenizer
+    name = (config.architectures or ["none"])[0]
+    cls = getattr(transformers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise ValueError(f"{folder} names the architecture {name!r}, which transformers {transformers.__version__} lacks")
+    with init_empty_weights(include_buffers=False): return cls._from_config(config, dtype=config.dtype)
 
+# %% ../nbs/11_hub.ipynb #12621542
 def _swap_listed(model, target, paths):
     "Put an empty `target` on the meta device in the place of each named linear layer."
+    modules = dict(model.named_modules())
     for path in paths:
-        try: old = model.get_submodule(path)
-        except AttributeError: raise ValueError(f"the checkpoint has a layer {path!r} that {type(model).__name__} lacks") from None
+        old = modules.get(path)
+        if not isinstance(old, torch.nn.Linear): raise ValueError(f"the checkpoint has a linear layer {path!r} that {type(model).__name__} lacks")
         model.set_submodule(path, target(old.in_features, old.out_features, old.bias is not None, "meta", old.weight.dtype))
 
 def _read_tensors(folder):
@@ -114,17 +109,54 @@ def _read_tensors(folder):
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index.exists() else ["model.safetensors"]
     if outside := [n for n in names if Path(n).name != n]: raise ValueError(f"the index of {folder} names files outside it: {outside[0]!r}")
     if missing := [n for n in names if not (folder / n).is_file()]: raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: copy the whole checkpoint")
-    try: return {k: v for n in names for k, v in load_file(folder / n).items()}
+    try: return {k: _aligned(v) for n in names for k, v in load_file(folder / n).items()}
     except SafetensorError as e: raise ValueError(f"a safetensors file of {folder} is damaged ({e}): copy it again") from None
+
+def _aligned(t):
+    "`t` at an address that fast ops can read; a tensor in a file starts wherever the header ends."
+    return t if t.data_ptr() % 64 == 0 else t.clone()
+
+# %% ../nbs/11_hub.ipynb #9eaa97a4
+def _same_kind(got, want):
+    "Whether one tensor can stand for the other: floats of any precision, integers only of the same dtype."
+    return got.shape == want.shape and (got.dtype == want.dtype or got.is_floating_point() and want.is_floating_point())
 
 def _assign(model, tensors, folder):
     "Give `model` the tensors; `ValueError` unless every one has a place and every place is filled."
     for name, want in model.state_dict().items():
         got = tensors.get(name)
-        if got is not None and (got.shape != want.shape or got.is_floating_point() != want.is_floating_point()):
+        if got is not None and not _same_kind(got, want):
             raise ValueError(f"{folder} doesn't fit {type(model).__name__}: {name} is {got.dtype} {tuple(got.shape)}, expected {want.dtype} {tuple(want.shape)}")
-    extra = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
+    keys = model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
-    empty = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
-    if extra or empty: raise ValueError(f"{folder} doesn't fit {type(model).__name__}: missing {empty[:3]}, unexpected {extra[:3]}")
+    state = model.state_dict(keep_vars=True)
+    filled = {id(state[name]) for name in tensors if name in state}
+    missing = [n for n in keys.missing_keys if id(state[n]) not in filled] + [n for n, b in model.named_buffers() if n not in state and b.is_meta]
+    if keys.unexpected_keys or missing: raise ValueError(f"{folder} doesn't fit {type(model).__name__}: missing {missing[:3]}, unexpected {keys.unexpected_keys[:3]}")
     for p in model.parameters(): p.requires_grad_(False)
+
+# %% ../nbs/11_hub.ipynb #d8fdbbaf
+def _check_config(qc, folder):
+    "`ValueError` unless this version can read what the checkpoint's config says."
+    if qc is None: raise ValueError(f"{folder} is no tinyq checkpoint; open it with load_model()")
+    if not isinstance(qc.get("format"), int) or qc["format"] < 1: raise ValueError(f"{folder} has format {qc.get('format')!r}: its config.json is damaged")
+    if qc["format"] > FORMAT: raise ValueError(f"{folder} has format {qc['format']}; this tinyq reads up to {FORMAT}: upgrade tinyq")
+    if not isinstance(qc.get("scheme"), str) or not isinstance(qc.get("modules"), list): raise ValueError(f"{folder} doesn't name a scheme and modules: its config.json is damaged")
+
+# %% ../nbs/11_hub.ipynb #b5ea75b8
+def load(folder: str|os.PathLike, # a folder that `save_quantized` wrote
+        ) -> tuple: # model, in eval mode, and tokenizer (None if none was saved)
+    "Open a tinyq checkpoint: a skeleton without memory, its layers swapped, the file's tensors put in their places."
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    folder = Path(check_model_path(folder))
+    if not folder.is_dir(): raise FileNotFoundError(f"no folder {str(folder)!r}; give one that save_quantized wrote")
+    qc = read_quantization_config(folder)
+    _check_config(qc, folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    del config.quantization_config
+    model = _skeleton(config, folder)
+    _swap_listed(model, METHODS[check_method(qc["scheme"])], qc["modules"])
+    _assign(model, _read_tensors(folder), folder)
+    if (folder / "generation_config.json").exists(): model.generation_config = GenerationConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if (folder / "tokenizer_config.json").exists() else None
+    return model.eval(), tokenizer

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_silent_rows', 'check_bits_per_weight', 'check_worse', 'check_scales', 'check_asym_per_channel']
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #9b9fed9b
+# %% ../../nbs/solutions/04_per_channel.ipynb #45802909
 import math
 import torch
 from ..affine import dequantize_affine, quantize_affine
@@ -13,11 +13,12 @@ from ..solvers import minmax, symr
 from ..per_channel import as_rows, linear_q_symmetric_per_channel
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #666b5694
+# %% ../../nbs/solutions/04_per_channel.ipynb #9d7b0266
 @exercise("4.1 Silent rows")
 def check_silent_rows(silent_rows):
-    w, want = torch.tensor([[127., 3], [.5, -.5], [.75, .25], [0, 0], [-1, 0]]), [False, True, False, True, False]
+    w, want = torch.tensor([[127., 3], [.25, .125], [.5, -.5], [.75, .25], [0, 0], [-1, 0]]), [False, True, True, False, True, False]
     why = ["it holds the largest value, whose code is 127",
+           "both values are within half a step of 0, the step that all rows share",
            "half a step is exactly half way, and halves round to even: to 0",
            "more than half a step rounds to 1; nothing is truncated",
            "a row of zeros is silent",
@@ -25,23 +26,27 @@ def check_silent_rows(silent_rows):
     got = silent_rows(w)
     assert got is not None, "silent_rows(w) gave None"
     got = torch.as_tensor(got)
-    assert got.shape == (5,), f"5 rows need 5 answers; got shape {tuple(got.shape)}"
-    for row, a, b, reason in zip(w.tolist(), got.tolist(), want, why): assert bool(a) == b, f"row {row} at step 1: {reason}"
+    assert got.shape == (6,), f"6 rows need 6 answers; got shape {tuple(got.shape)}"
+    for row, a, b, reason in zip(w.tolist(), got.tolist(), want, why): assert bool(a) == b, f"row {row}, where the step is 1, gave {bool(a)}: {reason}"
     torch.manual_seed(0)
     w = torch.randn(40, 8) * torch.logspace(-4, 0, 40)[:, None]
     want = quantize_affine(w, symr(w.view(1, -1))[0]).eq(0).all(1)
     expect(torch.as_tensor(silent_rows(w)).float(), want.float(), "silent_rows(a matrix with scale below 1)")
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #5f27a16f
+# %% ../../nbs/solutions/04_per_channel.ipynb #2becd3fd
 @exercise("4.2 The price of scales")
 def check_bits_per_weight(bits_per_weight):
     matrix, conv = (256, 512), (64, 32, 3, 3)
     for args in [(matrix, 0, 4, 16), (matrix, 1, 4, 16), (conv, 0, 8, 32), (conv, -3, 8, 32), ((512,), 0, 8, 32), (matrix, None, 8, 32)]:
         shape, dim, bits, scale_bits = args
-        want = bits + scale_bits * (1 if dim is None else shape[dim]) / math.prod(shape)
-        expect(bits_per_weight(*args), want, f"bits_per_weight{args}", tol=1e-9)
+        scales, weights = 1 if dim is None else shape[dim], math.prod(shape)
+        want, call = bits + scale_bits * scales / weights, f"bits_per_weight{args}"
+        try: got = bits_per_weight(*args)
+        except Exception as e: raise AssertionError(f"{call} raised {type(e).__name__}: {e}")
+        assert got is not None, f"{call} gave None"
+        assert abs(got - want) < 1e-9, f"{call} gave {got:.6g}, expected {want:.6g}: {scales} scale(s) for {weights} weights"
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #e966a5e9
+# %% ../../nbs/solutions/04_per_channel.ipynb #f61c5484
 @exercise("4.3 Break it")
 def check_worse(w):
     assert isinstance(w, torch.Tensor) and w.dim() == 2 and w.is_floating_point(), "give a 2-D floating tensor"
@@ -50,7 +55,7 @@ def check_worse(w):
     a, b = ((w - dequantize_affine(q, s)).square().mean().item() for q, s in (rows, one))
     assert a > b, f"per row MSE {a:.3g}, per tensor MSE {b:.3g}: still no worse"
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #c74fb7f5
+# %% ../../nbs/solutions/04_per_channel.ipynb #9a9f02bd
 @exercise("4.4 No reshape")
 def check_scales(scales):
     torch.manual_seed(0)
@@ -64,7 +69,7 @@ def check_scales(scales):
         assert got.shape[dim] == n, f"{call} has shape {got_shape}: {n} channels along dimension {dim} need {n} scales"
         expect(got, want, call)
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #92ebe2c2
+# %% ../../nbs/solutions/04_per_channel.ipynb #e5b2734c
 @exercise("4.5 A zero point for each channel")
 def check_asym_per_channel(asym_per_channel):
     torch.manual_seed(0)
