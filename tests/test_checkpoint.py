@@ -110,7 +110,7 @@ def wrong_shape(t): t["model.norm.weight"] = torch.ones(3, dtype=torch.bfloat16)
 def float_codes(t): t["model.layers.0.mlp.up_proj.weight"] = t["model.layers.0.mlp.up_proj.weight"].float()
 
 
-@pytest.mark.parametrize("change", map(broken, (missing_tensor, extra_tensor, wrong_shape, float_codes)))
+@pytest.mark.parametrize("change", [broken(c) for c in (missing_tensor, extra_tensor, wrong_shape, float_codes)])
 def test_tensors_that_do_not_fit(checkpoint, tmp_path, change):
     folder = tmp_path / "q"
     shutil.copytree(checkpoint, folder)

@@ -57,5 +57,7 @@ def test_arrows_point_down():
     order = [p.stem.split("_", 1)[1] for p in notebooks]
     for i, name in enumerate(order):
         source = (Path(tinyq.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
-        for other in re.findall(r"^\s*from tinyq\.(\w+) import|^\s*import tinyq\.(\w+)", source, re.M):
-            assert (other[0] or other[1]) in order[:i], f"{name} imports {other}"
+        others = re.findall(r"^\s*(?:from|import) (?:tinyq)?\.(\w+)", source, re.M)
+        others += [o for names in re.findall(r"^\s*from (?:tinyq|\.) import (.+)", source, re.M) for o in re.findall(r"\w+", names)]
+        assert not set(others) - set(order[:i]), f"{name} imports {set(others) - set(order[:i])}"
+    assert len(order) > 10 and "solvers" in order

@@ -6,10 +6,10 @@
 __all__ = ['check_bits', 'int_range', 'dtype_range', 'check_real', 'quantize_affine', 'dequantize_affine',
            'linear_q_with_scale_and_zero_point', 'linear_dequantization']
 
-# %% ../nbs/01_affine.ipynb #c9673662
+# %% ../nbs/01_affine.ipynb #a4268a90
 import torch
 
-# %% ../nbs/01_affine.ipynb #50ecfd90
+# %% ../nbs/01_affine.ipynb #f1cf7551
 def check_bits(bits: int, # bits a code
                lo: int=1, hi: int=8, # the accepted range, both ends included
               ) -> int: # `bits`, unchanged
@@ -18,7 +18,7 @@ def check_bits(bits: int, # bits a code
     if not lo <= bits <= hi: raise ValueError(f"bits is {bits}; choose from {lo} to {hi}")
     return bits
 
-# %% ../nbs/01_affine.ipynb #2181ca68
+# %% ../nbs/01_affine.ipynb #02ec7bfc
 def int_range(bits: int=8, # bits a code, 1 to 8
               signed: bool=True, # two's complement, or counting from 0
               narrow: bool=False, # leave out the lowest signed code, so that the range is symmetric
@@ -29,7 +29,7 @@ def int_range(bits: int=8, # bits a code, 1 to 8
     if narrow: raise ValueError("narrow balances a signed range; an unsigned one has no negative codes")
     return 0, 2**bits - 1
 
-# %% ../nbs/01_affine.ipynb #9fb21f96
+# %% ../nbs/01_affine.ipynb #d1ba6d4a
 def dtype_range(dtype: torch.dtype=torch.int8, # `torch.uint8`, `torch.int8` or `torch.int16`
                ) -> tuple[int, int]: # lowest and highest code
     "The lowest and highest value of an integer `dtype` of at most 16 bits."
@@ -39,11 +39,11 @@ def dtype_range(dtype: torch.dtype=torch.int8, # `torch.uint8`, `torch.int8` or 
     info = torch.iinfo(dtype)
     return info.min, info.max
 
-# %% ../nbs/01_affine.ipynb #c4c7abeb
+# %% ../nbs/01_affine.ipynb #993a934e
 def check_real(x: torch.Tensor, # the tensor to look at
                name: str="tensor", # what to call it in the message
               ) -> torch.Tensor: # `x`, unchanged
-    "Raise `TypeError` unless `x` is a tensor of 16 to 64 bit floats, `ValueError` if it is on meta or holds NaN or infinity."
+    "Raise `TypeError` unless `x` is a tensor of 16 to 64 bit floats, `ValueError` if it has no data (meta) or holds NaN or infinity."
     if not isinstance(x, torch.Tensor): raise TypeError(f"{name} is a {type(x).__name__}, not a torch.Tensor")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise TypeError(f"{name} has dtype {x.dtype}; only tensors of 16, 32 or 64 bit floats are quantized: call .float() first")
@@ -53,7 +53,7 @@ def check_real(x: torch.Tensor, # the tensor to look at
         raise ValueError(f"{name} holds {n} NaN or infinite value(s) of {x.numel()}: an integer grid has no code for them")
     return x
 
-# %% ../nbs/01_affine.ipynb #1b5ff348
+# %% ../nbs/01_affine.ipynb #81046c21
 def _grid_param(value, # scale or zero point, a number or a tensor
                 like: torch.Tensor, # the tensor that it belongs to
                 name: str, # for the message
@@ -66,7 +66,7 @@ def _grid_param(value, # scale or zero point, a number or a tensor
         raise ValueError(f"{name} of shape {tuple(t.shape)} doesn't broadcast to the shape {tuple(like.shape)} of the tensor")
     return t
 
-# %% ../nbs/01_affine.ipynb #16ca57c2
+# %% ../nbs/01_affine.ipynb #3b837891
 def quantize_affine(x: torch.Tensor, # real values, any shape
                     scale: torch.Tensor|float, # step between codes, not 0; broadcasts to `x`; at least float32
                     zero_point: torch.Tensor|int|None=0, # the code of 0.0, whole; broadcasts to `x`; None is 0
@@ -93,7 +93,7 @@ def quantize_affine(x: torch.Tensor, # real values, any shape
     q = x.detach().to(torch.promote_types(x.dtype, torch.float32)) / s
     return q.round_().add_(z).clamp_(qmin, qmax).to(dtype)
 
-# %% ../nbs/01_affine.ipynb #e640804d
+# %% ../nbs/01_affine.ipynb #0a32d539
 def dequantize_affine(q: torch.Tensor, # codes, any integer dtype
                       scale: torch.Tensor|float, # as in `quantize_affine`; gradients flow to it
                       zero_point: torch.Tensor|int|None=0, # as in `quantize_affine`
@@ -108,7 +108,7 @@ def dequantize_affine(q: torch.Tensor, # codes, any integer dtype
     if zero_point is not None: r = r - _grid_param(zero_point, q, "zero_point").to(wide)
     return (s.to(wide) * r).to(dtype)
 
-# %% ../nbs/01_affine.ipynb #c77cd253
+# %% ../nbs/01_affine.ipynb #3109bc90
 def linear_q_with_scale_and_zero_point(tensor: torch.Tensor, # real values
                                        scale: torch.Tensor|float, # step between codes
                                        zero_point: torch.Tensor|int, # the code of 0.0
@@ -117,7 +117,7 @@ def linear_q_with_scale_and_zero_point(tensor: torch.Tensor, # real values
     "Quantize to the full range of an integer `dtype`."
     return quantize_affine(tensor, scale, zero_point, *dtype_range(dtype), dtype)
 
-# %% ../nbs/01_affine.ipynb #8bc86a98
+# %% ../nbs/01_affine.ipynb #7fc9b780
 def linear_dequantization(quantized_tensor: torch.Tensor, # codes
                           scale: torch.Tensor|float, # step between codes
                           zero_point: torch.Tensor|int, # the code of 0.0

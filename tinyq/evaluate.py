@@ -6,7 +6,7 @@
 __all__ = ['TINY_LM', 'Evaluation', 'heldout_text', 'calibration_text', 'check_model_path', 'load_model', 'tiny_lm',
            'get_generation', 'windows', 'evaluate_lm', 'decoding_speed']
 
-# %% ../nbs/10_evaluate.ipynb #ffcc3d70
+# %% ../nbs/10_evaluate.ipynb #e9c545c8
 import json, math, os, statistics, time
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-# %% ../nbs/10_evaluate.ipynb #dfffa67e
+# %% ../nbs/10_evaluate.ipynb #b4387dc4
 @dataclass(frozen=True)
 class Evaluation:
     "What a language model made of a text."
@@ -30,7 +30,7 @@ class Evaluation:
     @property
     def bits_per_byte(self) -> float: return self.nll / math.log(2) / self.nbytes
 
-# %% ../nbs/10_evaluate.ipynb #6c7a047e
+# %% ../nbs/10_evaluate.ipynb #f9d050a0
 TINY_LM = Path(str(files("tinyq") / "tiny_lm")) # the folder of the model that ships with the package
 
 def heldout_text() -> str:
@@ -41,7 +41,7 @@ def calibration_text() -> str:
     "A frozen piece of the text that the shipped model was trained on."
     return (TINY_LM / "calibration.txt").read_text(encoding="utf-8")
 
-# %% ../nbs/10_evaluate.ipynb #5f72cfed
+# %% ../nbs/10_evaluate.ipynb #7bceedfd
 def check_model_path(model_path: str|os.PathLike, # a folder, or a Hub id such as "user/name"
                     ) -> str: # the same, with `~` expanded
     "Raise, naming the remedy, for a folder that is missing or holds no model."
@@ -56,7 +56,7 @@ def check_model_path(model_path: str|os.PathLike, # a folder, or a Hub id such a
         raise FileNotFoundError(f"no folder {name!r}; give the folder of a model, or a Hub id such as user/name")
     return name
 
-# %% ../nbs/10_evaluate.ipynb #c5a34dab
+# %% ../nbs/10_evaluate.ipynb #4ae02548
 def load_model(model_path: str|os.PathLike=TINY_LM, # a folder, or a Hub id; the shipped model by default
                torch_dtype: torch.dtype|str="auto", # dtype of the weights; "auto": as saved
                device_map=None, # as in transformers; None: the CPU
@@ -84,7 +84,7 @@ def tiny_lm(torch_dtype: torch.dtype|str="auto") -> tuple: # model and tokenizer
     "The language model that ships with the package: bfloat16, and no network needed."
     return load_model(TINY_LM, torch_dtype)
 
-# %% ../nbs/10_evaluate.ipynb #0bdf846a
+# %% ../nbs/10_evaluate.ipynb #a076e9ba
 @torch.no_grad()
 def get_generation(model, # causal language model
                    tokenizer, # its tokenizer
@@ -101,7 +101,7 @@ def get_generation(model, # causal language model
 
 def _pad_token_id(tokenizer): return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-# %% ../nbs/10_evaluate.ipynb #c7b0f3be
+# %% ../nbs/10_evaluate.ipynb #8af83061
 def windows(ids: list[int], # token ids of the text
             context: int, # tokens that the model sees at once
             stride: int, # tokens by which the window moves
@@ -113,7 +113,7 @@ def windows(ids: list[int], # token ids of the text
         start, end = end, min(end + stride, len(ids))
         yield ids[max(0, end - context):end], end - start
 
-# %% ../nbs/10_evaluate.ipynb #fd3965cb
+# %% ../nbs/10_evaluate.ipynb #052eb1c8
 def _log_probs(model, ids, scored):
     "Float32 log probabilities of the last `scored` tokens, (batch, scored, vocabulary)."
     return model.eval()(input_ids=ids, use_cache=False).logits[:, -scored-1:-1].float().log_softmax(-1)
@@ -126,7 +126,7 @@ def _batches(todo, vocab_size, budget=1 << 22):
         else: out.append(([ids], scored))
     return out
 
-# %% ../nbs/10_evaluate.ipynb #c224d0cc
+# %% ../nbs/10_evaluate.ipynb #a02977c8
 def _plan(model, tokenizer, text, context, stride):
     "The windows of a text in batches, and its bytes; `ValueError` for what can't be scored."
     config = model.config.get_text_config()
@@ -142,7 +142,7 @@ def _plan(model, tokenizer, text, context, stride):
     nbytes = len((text if len(ids) > len(text_ids) else tokenizer.decode(ids[1:])).encode())
     return _batches(list(windows(ids, context, stride)), config.vocab_size), nbytes
 
-# %% ../nbs/10_evaluate.ipynb #157a0296
+# %% ../nbs/10_evaluate.ipynb #0e1f6396
 @torch.no_grad()
 def evaluate_lm(model, # causal language model
                 tokenizer, # its tokenizer
@@ -166,13 +166,13 @@ def evaluate_lm(model, # causal language model
         count += target.numel()
     return Evaluation(nll, count, nbytes, None if reference is None else kl / count)
 
-# %% ../nbs/10_evaluate.ipynb #ce15ca22
+# %% ../nbs/10_evaluate.ipynb #82ff41ef
 @torch.no_grad()
 def decoding_speed(models: dict, # name -> causal language model
                    tokenizer, # of all of them
                    prompt: str="Return", # text to go on from
                    tokens: int=64, # to write in a run
-                   rounds: int=3, # counted runs of each model, timed in turn
+                   rounds: int=5, # counted runs of each model, timed in turn
                    progress: bool=False, # show a bar
                   ) -> dict[str, float]: # name -> tokens a second, the median
     "Greedy decoding, one token at a time, the models timed in turn so that a drifting clock hits all of them."

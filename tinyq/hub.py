@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'quantization_config', 'read_quantization_config', 'check_output', 'save_quantized', 'load']
 
-# %% ../nbs/11_hub.ipynb #0e25e1b8
+# %% ../nbs/11_hub.ipynb #53fbe122
 import json, os, secrets, shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from .evaluate import check_model_path
 from .layers import QuantizedLinear
 from .quantizer import METHODS, check_method
 
-# %% ../nbs/11_hub.ipynb #2c5e978b
+# %% ../nbs/11_hub.ipynb #fa85d7ca
 FORMAT = 1 # of the checkpoint; a reader refuses a higher one
 
 def quantization_config(model: torch.nn.Module, # with quantized layers
@@ -29,14 +29,14 @@ def quantization_config(model: torch.nn.Module, # with quantized layers
     if len(schemes) != 1: raise ValueError(f"the model has {len(schemes) or 'no'} quantization schemes; a checkpoint holds one: quantize the model with one method first")
     return {"quant_method": "tinyq", "scheme": schemes.pop(), "format": FORMAT, "tinyq_version": version("tinyq"), "modules": list(layers)}
 
-# %% ../nbs/11_hub.ipynb #b6a8515c
+# %% ../nbs/11_hub.ipynb #44147f82
 def read_quantization_config(folder: str|os.PathLike) -> dict|None: # None: not a tinyq checkpoint
     "The `quantization_config` of a folder that tinyq wrote."
     try: config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     except (OSError, ValueError, AttributeError): return None
     return config if isinstance(config, dict) and config.get("quant_method") == "tinyq" else None
 
-# %% ../nbs/11_hub.ipynb #368370fa
+# %% ../nbs/11_hub.ipynb #7cdadcd2
 def check_output(folder: str|os.PathLike) -> Path:
     "Raise `FileExistsError` if `folder` exists and is neither empty nor a tinyq checkpoint, which may be replaced."
     folder = Path(folder).expanduser()
@@ -45,7 +45,7 @@ def check_output(folder: str|os.PathLike) -> Path:
         raise FileExistsError(f"{folder} exists and is no tinyq checkpoint; it is left alone: choose another output folder")
     return folder
 
-# %% ../nbs/11_hub.ipynb #9f71bac5
+# %% ../nbs/11_hub.ipynb #0d97fc2a
 def save_quantized(model, # a quantized transformers model
                    folder: str|os.PathLike, # made, or replaced if it is a tinyq checkpoint
                    tokenizer=None, # saved beside it
@@ -62,8 +62,7 @@ def save_quantized(model, # a quantized transformers model
         written = json.loads((tmp / "config.json").read_text(encoding="utf-8")) | {"architectures": [type(model).__name__], "quantization_config": config}
         (tmp / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         if model.generation_config is not None: model.generation_config.save_pretrained(tmp)
-        tied = list(model.all_tied_weights_keys) # one name of a shared tensor is saved: the one that transformers ties the others to
-        save_torch_state_dict(model.state_dict(), tmp, metadata={"format": "pt"}, shared_tensors_to_discard=tied)
+        save_torch_state_dict(_untied(model), tmp, metadata={"format": "pt"})
         if tokenizer is not None: tokenizer.save_pretrained(tmp)
         for name, content in (extra or {}).items(): (tmp / name).write_bytes(content)
         for f in tmp.iterdir(): shutil.copymode(tmp / "config.json", f) # safetensors writes files that only their owner can read
@@ -72,6 +71,12 @@ def save_quantized(model, # a quantized transformers model
         shutil.rmtree(tmp, ignore_errors=True)
         raise
     return folder
+
+def _untied(model):
+    "The state dict; of tensors that are tied only the one that transformers ties the others to."
+    state = model.state_dict(keep_vars=True)
+    again = {name for name, source in model.all_tied_weights_keys.items() if state.get(name) is state.get(source)}
+    return {name: t.detach() for name, t in state.items() if name not in again}
 
 def _take_place(new, folder):
     "Rename `new` to `folder`, which is put back if that fails."
@@ -84,7 +89,7 @@ def _take_place(new, folder):
         raise
     shutil.rmtree(old)
 
-# %% ../nbs/11_hub.ipynb #53287be9
+# %% ../nbs/11_hub.ipynb #b2e23149
 def _skeleton(config, folder):
     "The model of a config: parameters on meta, buffers computed. `ValueError` for an unknown architecture."
     import transformers
@@ -94,7 +99,7 @@ def _skeleton(config, folder):
         raise ValueError(f"{folder} names the architecture {name!r}, which transformers {transformers.__version__} lacks")
     with init_empty_weights(include_buffers=False): return cls._from_config(config, dtype=config.dtype)
 
-# %% ../nbs/11_hub.ipynb #12621542
+# %% ../nbs/11_hub.ipynb #838f5c87
 def _swap_listed(model, target, paths):
     "Put an empty `target` on the meta device in the place of each named linear layer."
     modules = dict(model.named_modules())
@@ -109,14 +114,10 @@ def _read_tensors(folder):
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index.exists() else ["model.safetensors"]
     if outside := [n for n in names if Path(n).name != n]: raise ValueError(f"the index of {folder} names files outside it: {outside[0]!r}")
     if missing := [n for n in names if not (folder / n).is_file()]: raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: copy the whole checkpoint")
-    try: return {k: _aligned(v) for n in names for k, v in load_file(folder / n).items()}
+    try: return {k: v.clone() for n in names for k, v in load_file(folder / n).items()} # a clone, since these are views of the file
     except SafetensorError as e: raise ValueError(f"a safetensors file of {folder} is damaged ({e}): copy it again") from None
 
-def _aligned(t):
-    "`t` at an address that fast ops can read; a tensor in a file starts wherever the header ends."
-    return t if t.data_ptr() % 64 == 0 else t.clone()
-
-# %% ../nbs/11_hub.ipynb #9eaa97a4
+# %% ../nbs/11_hub.ipynb #1932b66f
 def _same_kind(got, want):
     "Whether one tensor can stand for the other: floats of any precision, integers only of the same dtype."
     return got.shape == want.shape and (got.dtype == want.dtype or got.is_floating_point() and want.is_floating_point())
@@ -135,7 +136,7 @@ def _assign(model, tensors, folder):
     if keys.unexpected_keys or missing: raise ValueError(f"{folder} doesn't fit {type(model).__name__}: missing {missing[:3]}, unexpected {keys.unexpected_keys[:3]}")
     for p in model.parameters(): p.requires_grad_(False)
 
-# %% ../nbs/11_hub.ipynb #d8fdbbaf
+# %% ../nbs/11_hub.ipynb #b0d346a6
 def _check_config(qc, folder):
     "`ValueError` unless this version can read what the checkpoint's config says."
     if qc is None: raise ValueError(f"{folder} is no tinyq checkpoint; open it with load_model()")
@@ -143,7 +144,7 @@ def _check_config(qc, folder):
     if qc["format"] > FORMAT: raise ValueError(f"{folder} has format {qc['format']}; this tinyq reads up to {FORMAT}: upgrade tinyq")
     if not isinstance(qc.get("scheme"), str) or not isinstance(qc.get("modules"), list): raise ValueError(f"{folder} doesn't name a scheme and modules: its config.json is damaged")
 
-# %% ../nbs/11_hub.ipynb #b5ea75b8
+# %% ../nbs/11_hub.ipynb #2ffe4d03
 def load(folder: str|os.PathLike, # a folder that `save_quantized` wrote
         ) -> tuple: # model, in eval mode, and tokenizer (None if none was saved)
     "Open a tinyq checkpoint: a skeleton without memory, its layers swapped, the file's tensors put in their places."

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check_dim', 'as_rows', 'from_rows', 'linear_q_symmetric_per_channel']
 
-# %% ../nbs/04_per_channel.ipynb #df6a522f
+# %% ../nbs/04_per_channel.ipynb #9cfbdb70
 import math
 import torch
 from .affine import check_real, dtype_range, quantize_affine
 from .solvers import symr
 
-# %% ../nbs/04_per_channel.ipynb #8fe4099d
+# %% ../nbs/04_per_channel.ipynb #f4078ee0
 def check_dim(dim: int, # a dimension, negative to count from the end
               shape: tuple, # of the tensor
              ) -> int: # the same dimension, counted from the front
@@ -22,16 +22,16 @@ def check_dim(dim: int, # a dimension, negative to count from the end
     if not -n <= dim < n: raise IndexError(f"dim is {dim}, but shape {tuple(shape)} has dimensions {-n} to {n-1}")
     return dim % n
 
-# %% ../nbs/04_per_channel.ipynb #fae7966c
+# %% ../nbs/04_per_channel.ipynb #c8051248
 def as_rows(x: torch.Tensor, # any shape
             dim: int|None=0, # channel dimension; None: the whole tensor is one row
            ) -> torch.Tensor: # (channels, the rest)
-    "View `x` as one row a channel. A copy only where the memory order needs one."
+    "View `x` as one row per channel. A copy only where the memory order needs one."
     if dim is None: return x.reshape(1, -1)
     x = x.movedim(check_dim(dim, x.shape), 0)
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
-# %% ../nbs/04_per_channel.ipynb #9ea0adba
+# %% ../nbs/04_per_channel.ipynb #2b1aed5e
 def from_rows(rows: torch.Tensor, # (channels, the rest)
               shape: tuple, # the shape that `as_rows` was given
               dim: int|None=0, # its channel dimension
@@ -43,7 +43,7 @@ def from_rows(rows: torch.Tensor, # (channels, the rest)
     dim = check_dim(dim, shape)
     return rows.reshape(shape[dim], *shape[:dim], *shape[dim+1:]).movedim(0, dim)
 
-# %% ../nbs/04_per_channel.ipynb #92382da0
+# %% ../nbs/04_per_channel.ipynb #5db1db1a
 def linear_q_symmetric_per_channel(input_tensor: torch.Tensor, # real values, any rank
                                    dim: int|None=0, # channel dimension; None: one scale for the whole tensor
                                    dtype: torch.dtype=torch.int8, # of the codes; unsigned only for values >= 0

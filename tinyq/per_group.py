@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'check_group_size', 'group_views', 'linear_q_symmetric_per_group', 'linear_dequantization_per_group',
            'Scheme', 'tiles', 'QTensor', 'encode_groups', 'quantize_tensor']
 
-# %% ../nbs/05_per_group.ipynb #a11c2c24
+# %% ../nbs/05_per_group.ipynb #15db410d
 import math, re
 from dataclasses import dataclass, replace
 from typing import Callable, Iterator
@@ -15,21 +15,26 @@ from .affine import check_bits, check_real, dequantize_affine, dtype_range, int_
 from .solvers import GRIDS, get_solver, symr
 from .per_channel import as_rows, from_rows
 
-# %% ../nbs/05_per_group.ipynb #25c75316
+# %% ../nbs/05_per_group.ipynb #f8032b52
 def check_group_size(group_size: int|None, # neighbours that share a scale
+                     zero: bool=True, # may it be 0, the whole tensor?
                     ) -> int|None: # `group_size`, unchanged
-    "Raise unless `group_size` is a positive int, 0 (the whole tensor) or None (a whole row)."
+    "Raise unless `group_size` is a positive int, None (a whole row) or, with `zero`, 0 (the whole tensor)."
     if group_size is None: return None
-    if isinstance(group_size, bool) or not isinstance(group_size, int): raise TypeError(f"group_size is {group_size!r} ({type(group_size).__name__}), not an int")
-    if group_size < 0: raise ValueError(f"group_size is {group_size}; give a positive number, None for a whole channel or 0 for the whole tensor")
+    if isinstance(group_size, bool) or not isinstance(group_size, int):
+        raise TypeError(f"group_size is {group_size!r} ({type(group_size).__name__}), not an int")
+    if group_size < 0 or (group_size == 0 and not zero):
+        other = "None for a whole channel or 0 for the whole tensor" if zero else "or None for a whole row"
+        raise ValueError(f"group_size is {group_size}; give a positive number, {other}")
     return group_size
 
-# %% ../nbs/05_per_group.ipynb #83ae567e
+# %% ../nbs/05_per_group.ipynb #42c337e3
 def group_views(rows: torch.Tensor, # (rows, columns)
                 group_size: int|None, # columns in a group; None or 0: all of them
                ) -> list[torch.Tensor]: # views (rows, groups, group_size), the ragged last group apart
     "Split columns into groups without copying: the full groups, then the rest if there is one."
-    if rows.dim() != 2: raise ValueError(f"shape {tuple(rows.shape)} is not (rows, columns): bring it into rows with as_rows first")
+    if rows.dim() != 2:
+        raise ValueError(f"shape {tuple(rows.shape)} is not (rows, columns): bring it into rows with as_rows first")
     cols = rows.shape[1]
     g = min(check_group_size(group_size) or cols, cols)
     if g == 0: return []
@@ -37,34 +42,37 @@ def group_views(rows: torch.Tensor, # (rows, columns)
     views = [rows[:, :full].unflatten(1, (full // g, g))]
     return views + [rows[:, full:].unsqueeze(1)] if full < cols else views
 
-# %% ../nbs/05_per_group.ipynb #7ee07627
+# %% ../nbs/05_per_group.ipynb #ec6067e3
 def linear_q_symmetric_per_group(tensor: torch.Tensor, # (rows, columns)
-                                 group_size: int, # columns that share a scale; the last group of a row may be shorter
+                                 group_size: int|None, # columns that share a scale, fewer in a ragged last group; None: a whole row
                                  dtype: torch.dtype=torch.int8, # dtype of the codes; an unsigned one for values >= 0 only
                                 ) -> tuple[torch.Tensor, torch.Tensor]: # codes, the shape of `tensor`, and scales (rows * groups, 1)
     "Symmetric quantization with one scale for every `group_size` neighbours in a row."
     x, (qmin, qmax) = check_real(tensor).detach(), dtype_range(dtype)
-    if qmin == 0 and (x < 0).any(): raise ValueError(f"{dtype} has no negative codes, but tensor goes down to {x.min().item():.4g}; use torch.int8")
-    views = group_views(x, group_size)
+    if qmin == 0 and (x < 0).any():
+        raise ValueError(f"{dtype} has no negative codes, but tensor goes down to {x.min().item():.4g}; use torch.int8")
+    views = group_views(x, check_group_size(group_size, zero=False))
+    if not views: return x.to(dtype), x.new_empty(0, 1) # no columns, no groups
     scales = [symr(v, qmin, qmax)[0] for v in views]
     codes = [quantize_affine(v, s, 0, qmin, qmax, dtype).flatten(1) for v, s in zip(views, scales)]
-    return torch.cat(codes, 1) if codes else x.to(dtype), torch.cat(scales, 1).reshape(-1, 1) if codes else x.new_empty(0, 1)
+    return torch.cat(codes, 1), torch.cat(scales, 1).reshape(-1, 1)
 
-# %% ../nbs/05_per_group.ipynb #682100d7
+# %% ../nbs/05_per_group.ipynb #c0225c74
 def linear_dequantization_per_group(quantized_tensor: torch.Tensor, # codes (rows, columns)
                                     scale: torch.Tensor, # (rows * groups, 1), or any shape with as many values
-                                    group_size: int, # as in `linear_q_symmetric_per_group`
+                                    group_size: int|None, # as in `linear_q_symmetric_per_group`
                                    ) -> torch.Tensor: # float32, the shape of the codes
     "`scale * q`, group by group."
-    views = group_views(quantized_tensor, group_size)
-    counts = [v.shape[1] for v in views]
-    if scale.numel() != len(quantized_tensor) * sum(counts):
-        raise ValueError(f"{scale.numel()} scales for {len(quantized_tensor)} rows of {sum(counts)} groups; is group_size {group_size} the one used to quantize?")
-    scales = scale.reshape(len(quantized_tensor), sum(counts)).split(counts, 1) if counts else []
+    views = group_views(quantized_tensor, check_group_size(group_size, zero=False))
+    counts, rows = [v.shape[1] for v in views], len(quantized_tensor)
+    if scale.numel() != rows * sum(counts):
+        raise ValueError(f"{scale.numel()} scales for {rows} rows, {sum(counts)} groups each; "
+                         f"is group_size {group_size} the one used to quantize?")
+    scales = scale.reshape(rows, sum(counts)).split(counts, 1) if counts else []
     out = [dequantize_affine(v, s.unsqueeze(-1)).flatten(1) for v, s in zip(views, scales)]
     return torch.cat(out, 1) if out else quantized_tensor.float()
 
-# %% ../nbs/05_per_group.ipynb #df3eeac0
+# %% ../nbs/05_per_group.ipynb #7eb6a8e1
 @dataclass(frozen=True)
 class Scheme:
     "What is wanted of a quantized tensor: bits, granularity and grid. Parses from and prints as a short name."
@@ -75,11 +83,13 @@ class Scheme:
 
     def __post_init__(self):
         check_bits(self.weight_bits); check_group_size(self.group_size)
-        if isinstance(self.act_bits, bool) or not isinstance(self.act_bits, int): raise TypeError(f"activation bits is {self.act_bits!r}, not an int")
+        if isinstance(self.act_bits, bool) or not isinstance(self.act_bits, int):
+            raise TypeError(f"activation bits is {self.act_bits!r}, not an int")
         if self.act_bits not in (8, 16, 32): raise ValueError(f"activation bits is {self.act_bits}; choose 8, 16 or 32")
         if self.grid is None: object.__setattr__(self, "grid", self._default_grid)
         if self.grid not in GRIDS: raise ValueError(f"grid is {self.grid!r}; choose from {', '.join(GRIDS)}")
-        if self.weight_bits == 1 and self.grid == "symr": raise ValueError("1 bit has no symmetric restricted grid; use symf or asym")
+        if self.weight_bits == 1 and self.grid == "symr":
+            raise ValueError("1 bit has no symmetric restricted grid; use symf or asym")
 
     @property
     def _default_grid(self) -> str: return "symr" if self.weight_bits == 8 else "symf"
@@ -93,9 +103,11 @@ class Scheme:
              ) -> "Scheme":
         "The scheme that a short name stands for; `ValueError` for any other string."
         if isinstance(name, cls): return name
-        if not isinstance(name, str): raise TypeError(f"scheme is {name!r}, neither a Scheme nor a name such as 'w4a16-g128'")
+        if not isinstance(name, str):
+            raise TypeError(f"scheme is {name!r}, neither a Scheme nor a name such as 'w4a16-g128'")
         m = re.fullmatch(r"w([1-8])a(8|16|32)(?:-g([1-9][0-9]*)|-(tensor))?(?:-(asym|symr|symf))?", name.lower())
-        if not m: raise ValueError(f"{name!r} is no scheme; it reads like w8a16, w4a16-g128, w3a16-g64-asym or w8a8-tensor")
+        if not m:
+            raise ValueError(f"{name!r} is no scheme; it reads like w8a16, w4a16-g128, w3a16-g64-asym or w8a8-tensor")
         w, a, g, tensor, grid = m.groups()
         return cls(int(w), int(a), 0 if tensor else int(g) if g else None, grid)
 
@@ -103,7 +115,7 @@ class Scheme:
         size = {None: "", 0: "-tensor"}.get(self.group_size, f"-g{self.group_size}")
         return f"w{self.weight_bits}a{self.act_bits}{size}" + ("" if self.grid == self._default_grid else f"-{self.grid}")
 
-# %% ../nbs/05_per_group.ipynb #8fbce7d1
+# %% ../nbs/05_per_group.ipynb #41f7fadc
 BLOCK = 1 << 18 # values worked on at a time by one CPU thread: a megabyte of float32, which stays in its cache
 
 def tiles(v: torch.Tensor, # (rows, groups, group_size)
@@ -116,7 +128,7 @@ def tiles(v: torch.Tensor, # (rows, groups, group_size)
         for j in range(0, groups, c):
             for l in range(0, g, k): yield slice(i, i + r), slice(j, j + c), slice(l, l + k)
 
-# %% ../nbs/05_per_group.ipynb #ac5b30f5
+# %% ../nbs/05_per_group.ipynb #3012d1fe
 def _parts(group_size, rows, out, scale, zero_point):
     "Full groups, then the ragged ones: views of two tensors, and the scales and zero points that go with them."
     views = group_views(rows, group_size)
@@ -124,6 +136,7 @@ def _parts(group_size, rows, out, scale, zero_point):
     split = lambda t: [None] * len(views) if t is None else t.split(counts, 1) if views else []
     return zip(views, group_views(out, group_size), split(scale), split(zero_point))
 
+# %% ../nbs/05_per_group.ipynb #c520730b
 @dataclass(frozen=True, eq=False)
 class QTensor:
     "Integer codes and the grid that they live on: `scale * (codes - zero_point)`."
@@ -138,10 +151,12 @@ class QTensor:
     def __post_init__(self):
         n, cols = self.codes.shape
         want = (n, -(-cols // (self.group_size or cols or 1)))
-        if n * cols != math.prod(self.shape): raise ValueError(f"codes of shape {(n, cols)} don't fill a tensor of shape {tuple(self.shape)}")
+        if n * cols != math.prod(self.shape):
+            raise ValueError(f"codes of shape {(n, cols)} don't fill a tensor of shape {tuple(self.shape)}")
         for name in ("scale", "zero_point"):
             if (t := getattr(self, name)) is not None and t.shape != want:
-                raise ValueError(f"{name} has shape {tuple(t.shape)}; {n} rows of {cols} codes in groups of {self.group_size or cols} need {want}")
+                raise ValueError(f"{name} has shape {tuple(t.shape)}; "
+                                 f"{n} rows of {cols} codes in groups of {self.group_size or cols} need {want}")
 
     def dequantize(self, dtype: torch.dtype=torch.float32, # of the result; the arithmetic is in float32
                   ) -> torch.Tensor: # `self.shape`
@@ -167,13 +182,15 @@ class QTensor:
     def to(self, device: torch.device|str|int, # where the buffers should be; their dtypes stay
           ) -> "QTensor":
         "The same tensor on another device."
-        return replace(self, **{k: v.to(device=device) for k in ("codes", "scale", "zero_point") if (v := getattr(self, k)) is not None})
+        parts = {k: getattr(self, k) for k in ("codes", "scale", "zero_point")}
+        return replace(self, **{k: v.to(device=device) for k, v in parts.items() if v is not None})
 
     def __repr__(self):
         g = f"groups of {self.group_size}" if self.group_size else "per tensor" if self.dim is None else "per channel"
-        return f"QTensor({tuple(self.shape)}, {self.bits} bits, {g}, {'symmetric' if self.zero_point is None else 'asymmetric'}, {self.nbytes:,} bytes)"
+        grid = "symmetric" if self.zero_point is None else "asymmetric"
+        return f"QTensor({tuple(self.shape)}, {self.bits} bits, {g}, {grid}, {self.nbytes:,} bytes)"
 
-# %% ../nbs/05_per_group.ipynb #2d74a958
+# %% ../nbs/05_per_group.ipynb #e0b88fe0
 def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
                   codes: torch.Tensor, # int8, the shape of `v`: written
                   scale: torch.Tensor, # (rows, groups): written
@@ -186,9 +203,11 @@ def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
     for r, c, k in tiles(v):
         t = v[r, c, k].to(work)
         if t.stride(-1) != 1: t = t.contiguous()
-        if k.start == 0: # a group larger than a block is solved whole, then coded in pieces
+        if k.start == 0: # the first piece of a group, nearly always the only one
             s, z = solver(t if k.stop >= v.shape[2] else v[r, c], qmin, qmax, scale.dtype)
-            if (z is None) != (zero_point is None): raise ValueError(f"the solver gave {'no' if z is None else 'a'} zero point, the scheme asks for {'one' if z is None else 'none'}")
+            if (z is None) != (zero_point is None):
+                gave, asked = ("no", "one") if z is None else ("a", "none")
+                raise ValueError(f"the solver gave {gave} zero point, the scheme asks for {asked}")
             scale[r, c] = s.squeeze(-1)
             if z is not None: zero_point[r, c] = z.squeeze(-1)
         if buffer is None: buffer = torch.empty(t.numel(), dtype=work, device=t.device)
@@ -196,20 +215,22 @@ def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
         if z is not None: q.add_(z)
         codes[r, c, k] = q.clamp_(qmin, qmax)
 
-# %% ../nbs/05_per_group.ipynb #7b9274e3
+# %% ../nbs/05_per_group.ipynb #a2278788
 def quantize_tensor(x: torch.Tensor, # real values, any shape
                     scheme: Scheme|str="w8a16", # bits, granularity and grid
-                    solver: Callable|str|None=None, # finds scale and zero point of groups, or its name, such as "mse"; None: the extremes decide
+                    solver: Callable|str|None=None, # of scales and zero points, or a name such as "mse"; None: the extremes decide
                     dim: int|None=0, # channel dimension; groups run along the rest. None: no channels, one row holds all
                     scale_dtype: torch.dtype=torch.float32, # how scales are stored
                    ) -> QTensor:
     """Quantize `x` to `scheme`, block by block, so that little memory is needed beside the codes.
 
-    Raises `TypeError`, `ValueError` or `IndexError`, naming the value, for a wrong dtype, scheme or dim, or NaN and infinity in `x`."""
+    Raises `TypeError`, `ValueError` or `IndexError`, naming the value,
+    for a wrong dtype, scheme or dim, or NaN and infinity in `x`."""
     scheme = Scheme.parse(scheme)
-    if not (isinstance(scale_dtype, torch.dtype) and scale_dtype.is_floating_point): raise TypeError(f"scale_dtype is {scale_dtype!r}, not a floating torch.dtype")
-    later = solver is None and isinstance(x, torch.Tensor) and x.dim() and not x.is_meta # NaN and infinity go through the extremes: no pass of its own for them
-    check_real(x[:0] if later else x)
+    if not (isinstance(scale_dtype, torch.dtype) and scale_dtype.is_floating_point):
+        raise TypeError(f"scale_dtype is {scale_dtype!r}, not a floating torch.dtype")
+    later = solver is None and isinstance(x, torch.Tensor) and x.dim() and not x.is_meta
+    check_real(x[:0] if later else x) # the default solvers find NaN and infinity on the way: no pass for them here
     if not callable(solver): solver = GRIDS[scheme.grid] if solver is None else get_solver(solver, scheme.grid)
     dim, g = (None, None) if scheme.granularity == "tensor" else (dim, scheme.group_size)
     rows = as_rows(x.detach(), dim)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['check_six_codes', 'check_half_away', 'check_to_unsigned', 'check_moved_tie', 'check_int_dot']
 
-# %% ../../nbs/solutions/01_affine.ipynb #955a78a5
+# %% ../../nbs/solutions/01_affine.ipynb #c8199f93
 import torch
 from ..affine import int_range, quantize_affine, dequantize_affine
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/01_affine.ipynb #fab952eb
+# %% ../../nbs/solutions/01_affine.ipynb #fc20eb17
 @exercise("1.1 Six codes in your head")
 def check_six_codes(codes):
     x = torch.tensor([-3., -1, 1, 3, 5, 100])
@@ -22,7 +22,7 @@ def check_six_codes(codes):
         why = "the range is 0 to 7: clamp last" if not 0 <= r/2 + 1 <= 7 else "a tie goes to the even side, and z is added after rounding"
         raise AssertionError(f"the code of {r:g} is not {got} ({why})")
 
-# %% ../../nbs/solutions/01_affine.ipynb #793bd746
+# %% ../../nbs/solutions/01_affine.ipynb #ca0bb1b0
 @exercise("1.2 Round half away from zero")
 def check_half_away(round_half_away):
     for r, want, why in [(2.3, 2, "not a tie: nearest integer"), (2.7, 3, "not a tie: nearest integer"),
@@ -31,11 +31,11 @@ def check_half_away(round_half_away):
                          (0.49999997, 0, "just below the tie: adding 0.5 in float32 gives exactly 1.0"),
                          (8388609., 8388609, "already whole: adding 0.5 rounds in float32")]:
         got = round_half_away(torch.tensor([r]))
-        assert isinstance(got, torch.Tensor), f"it gave {got!r}" if got is None else f"it gave a {type(got).__name__}, expected a tensor"
+        assert isinstance(got, torch.Tensor), f"it gave {got!r}" if got is None else f"expected a tensor, not an answer of type {type(got).__name__}"
         assert got.shape == (1,), f"a tensor of shape (1,) came back with shape {tuple(got.shape)}"
         assert got.item() == want, f"{r!r} became {got.item():g}, expected {want} ({why})"
 
-# %% ../../nbs/solutions/01_affine.ipynb #67a8eb68
+# %% ../../nbs/solutions/01_affine.ipynb #36424b13
 @exercise("1.3 From signed to unsigned")
 def check_to_unsigned(to_unsigned):
     for bits, z in ((8, -90), (8, 0), (4, 3)):
@@ -43,7 +43,7 @@ def check_to_unsigned(to_unsigned):
         q = torch.tensor([lo, -1, 0, 1, hi], dtype=torch.int8)
         got = to_unsigned(q, z, bits)
         assert got is not None, "to_unsigned gave None"
-        assert isinstance(got, tuple) and len(got) == 2, "return two things: the codes and the zero point"
+        assert isinstance(got, (tuple, list)) and len(got) == 2, "return two things: the codes and the zero point"
         u, uz = got
         call = f"to_unsigned({q.tolist()}, {z}, {bits})"
         assert isinstance(u, torch.Tensor) and u.dtype == torch.uint8, f"{call}: the codes should be a uint8 tensor, not {getattr(u, 'dtype', type(u).__name__)}"
@@ -51,7 +51,7 @@ def check_to_unsigned(to_unsigned):
         assert u.tolist() == want, f"{call} gave the codes {u.tolist()}, expected {want}"
         assert torch.equal(dequantize_affine(u, .1, uz), dequantize_affine(q, .1, z)), f"{call}: the codes are right, but with zero point {uz} they stand for other numbers than before"
 
-# %% ../../nbs/solutions/01_affine.ipynb #02b400f1
+# %% ../../nbs/solutions/01_affine.ipynb #e1b1f611
 @exercise("1.4 A tie that the reciprocal moves")
 def check_moved_tie(x):
     x, s = torch.as_tensor(x, dtype=torch.float32), torch.tensor(0.7)
@@ -60,7 +60,7 @@ def check_moved_tie(x):
     assert abs(by_division) <= 127 and abs(by_reciprocal) <= 127, f"{x.item():g} is outside the range: it is clamped either way"
     assert by_division != by_reciprocal, f"{x.item():.9g} gets the code {by_division:g} by both ways: look next to the ties, at (k + 0.5) * 0.7"
 
-# %% ../../nbs/solutions/01_affine.ipynb #0174189a
+# %% ../../nbs/solutions/01_affine.ipynb #38a598c9
 @exercise("1.5 A dot product on the codes")
 def check_int_dot(int_dot):
     g = torch.Generator().manual_seed(0)
@@ -69,7 +69,9 @@ def check_int_dot(int_dot):
         got = int_dot(q1, z1, q2, z2)
         want = int(((q1.long() - z1) * (q2.long() - z2)).sum())
         assert got is not None, "int_dot gave None"
+        assert getattr(got, "shape", ()) == (), f"the dot product is one number, not a tensor of shape {tuple(got.shape)}"
         kind = got.dtype if isinstance(got, torch.Tensor) else type(got)
         assert kind in (int, torch.int32, torch.int64), f"the sum should stay an integer, it came as {kind}"
-        hint = "products of int8 don't fit int8: widen first" if z1 == 0 else "mind the zero points"
+        hint = ("products of int8 don't fit int8: widen first" if z1 == 0 else "subtract z1 from the codes, and mind that q1 - z1 doesn't fit int8"
+                if z2 == 0 else "each pair of codes also brings a z1 * z2")
         assert int(got) == want, f"with {what} the sum is {int(got)}, expected {want} ({hint})"

@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['check_by_hand', 'check_symf_loses', 'check_refit', 'check_sigma']
 
-# %% ../../nbs/solutions/02_solvers.ipynb #4dcec068
+# %% ../../nbs/solutions/02_solvers.ipynb #598ada96
 import torch
 from ..affine import int_range
 from .core import exercise, expect
 from ..solvers import mse, round_scale, solve
 
-# %% ../../nbs/solutions/02_solvers.ipynb #28d24aff
+# %% ../../nbs/solutions/02_solvers.ipynb #ac5ea066
 @exercise("2.1 Four bits by hand")
 def check_by_hand(answer):
     if answer is None or answer is ...: return expect(answer, (), "your answer")
     assert isinstance(answer, (tuple, list)) and len(answer) == 2, f"give a pair (scale, zero point), not {answer!r}"
     scale, zero = map(float, answer)
+    assert abs(scale - 4 / 16) > 1e-3, f"the scale {scale:g} divides the range by 16: count the steps between sixteen codes"
+    assert abs(scale - 4 / 15) < 1e-3, f"the scale is not {scale:.4g}: 15 steps of it should reach from -1 to 3"
     assert zero == int(zero), f"the zero point is a code, so a whole number; {zero} is not"
     assert -8 <= zero <= 7, f"the zero point {zero:g} is no code: 4 bits hold -8 to 7"
-    expect(scale, 4 / 15, "the scale")
-    expect(int(zero), -4, "the zero point")
+    assert zero == -4, f"with the zero point {zero:g} the code of -1 would be {round(-1 / scale) + zero:g}, not -8"
 
-# %% ../../nbs/solutions/02_solvers.ipynb #960b8cc0
+# %% ../../nbs/solutions/02_solvers.ipynb #f2d0c11a
 @exercise("2.2 Where symf loses")
 def check_symf_loses(x):
     if x is None or x is ...: return expect(x, (), "your tensor")
@@ -35,7 +36,7 @@ def check_symf_loses(x):
         errors[grid] = (x - s * codes).square().mean().item()
     assert errors["symr"] < errors["symf"], f"symr has MSE {errors['symr']:.3g} and symf {errors['symf']:.3g}: symf does not lose here"
 
-# %% ../../nbs/solutions/02_solvers.ipynb #474a6f62
+# %% ../../nbs/solutions/02_solvers.ipynb #3195a570
 @exercise("2.3 The least-squares scale")
 def check_refit(refit):
     g = torch.Generator().manual_seed(23)
@@ -47,7 +48,7 @@ def check_refit(refit):
     zeros = refit(torch.zeros(1, 4), torch.zeros(1, 4))
     assert isinstance(zeros, torch.Tensor) and torch.isfinite(zeros).all(), f"a group whose codes are all 0 gave {zeros.flatten().tolist()}: divide by something else there"
 
-# %% ../../nbs/solutions/02_solvers.ipynb #68480267
+# %% ../../nbs/solutions/02_solvers.ipynb #204529b5
 @exercise("2.4 Clip at k sigma")
 def check_sigma(sigma):
     x = torch.randn(3, 4, 256, generator=torch.Generator().manual_seed(24))
@@ -56,6 +57,7 @@ def check_sigma(sigma):
     assert isinstance(got, tuple) and len(got) == 2, f"a solver returns a pair (scale, zero point), this one a {type(got).__name__}"
     assert got[1] is None, f"the zero point of a symmetric solver is None, not {got[1]!r}"
     want = 2.5 * x.square().mean(-1, keepdim=True).sqrt() / 7
-    expect(got[0], want, "the scale of sigma(x, -7, 7, torch.float32, k=2.5)")
-    expect(sigma(x, -7, 7, torch.bfloat16, k=2.5)[0], round_scale(want, torch.bfloat16), "the scale to be stored in bfloat16", tol=0)
-    expect(sigma(torch.zeros(2, 8), -7, 7, torch.float32, k=2.5)[0], torch.ones(2, 1), "the scale of two all-zero groups")
+    assert not isinstance(got[0], torch.Tensor) or not torch.equal(got[0], 2.5 * x.std(-1, keepdim=True) / 7), "that is the standard deviation, which takes the mean off; the root mean square doesn't"
+    expect(got[0], want, "as the scale, sigma(x, -7, 7, torch.float32, k=2.5)")
+    expect(sigma(x, -7, 7, torch.bfloat16, k=2.5)[0], round_scale(want, torch.bfloat16), "as the scale, sigma(x, -7, 7, torch.bfloat16, k=2.5)", tol=0)
+    expect(sigma(torch.zeros(2, 8), -7, 7, torch.float32, k=2.5)[0], torch.ones(2, 1), "as the scale of two all-zero groups, sigma")

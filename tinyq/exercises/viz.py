@@ -5,19 +5,24 @@
 # %% auto #0
 __all__ = ['check_clamped', 'check_levels', 'check_outlier', 'check_frontier']
 
-# %% ../../nbs/solutions/00_viz.ipynb #43d44461
+# %% ../../nbs/solutions/00_viz.ipynb #ef3d0208
 import torch
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/00_viz.ipynb #1f81bb44
+# %% ../../nbs/solutions/00_viz.ipynb #7d91f86a
 @exercise("0.1 Who is clamped?")
 def check_clamped(clamped):
     "`clamped(x, scale, zero_point, qmin, qmax)` is true where a value's arrow would be orange."
-    x, told = torch.tensor([-5., -4.4, -4.6, 0., 3.4, 3.6, 9.]), "with x = [-5, -4.4, -4.6, 0, 3.4, 3.6, 9]"
-    expect(clamped(x, 1., 0, -4, 3), torch.tensor([True, False, True, False, False, True, True]), f"clamped(x, 1., 0, -4, 3) {told}")
-    expect(clamped(x, .5, 10, 0, 15), torch.tensor([False, False, False, False, True, True, True]), f"clamped(x, .5, 10, 0, 15) {told}")
+    x = torch.tensor([-5., -4.4, -4.6, 0., 3.4, 3.6, 9.])
+    for grid, want in (((1., 0, -4, 3), [1, 0, 1, 0, 0, 1, 1]), ((.5, 10, 0, 15), [0, 0, 0, 0, 1, 1, 1])):
+        got, call = clamped(x, *grid), "clamped(x, {}, {}, {}, {})".format(*grid)
+        assert got is not None and got is not ..., f"{call} gave {got}"
+        kind = f"{got.dtype} of shape {tuple(got.shape)}" if isinstance(got, torch.Tensor) else type(got).__name__
+        assert kind == "torch.bool of shape (7,)", f"{call} for 7 values gave {kind}, expected 7 bools in a tensor"
+        for v, g, w in zip(x, got, want):
+            assert g == w, f"{call} is {bool(g)} for the value {v:g}; its rounded code is {int((v/grid[0]).round()) + grid[1]}, before the clamp"
 
-# %% ../../nbs/solutions/00_viz.ipynb #d3baf6ee
+# %% ../../nbs/solutions/00_viz.ipynb #423c008e
 @exercise("0.2 The levels of a grid")
 def check_levels(levels):
     "`levels(bits, scale, zero_point)` gives all real values of a signed grid, lowest code first."
@@ -25,20 +30,27 @@ def check_levels(levels):
     expect(levels(3, 2., 1), 2.*(torch.arange(-4., 4.) - 1), "levels(3, 2., 1)")
     expect(levels(8, .1, -128).amin(), 0., "levels(8, .1, -128).amin()")
 
-# %% ../../nbs/solutions/00_viz.ipynb #6f9da72b
+# %% ../../nbs/solutions/00_viz.ipynb #86cfafcb
 @exercise("0.3 Break the mean")
 def check_outlier(x):
     "`x`: 16 values, 15 of them exact on the codes -8..7 at scale 1, with a root-mean-square error above 100."
-    assert isinstance(x, torch.Tensor) and x.shape == (16,), f"x is {type(x).__name__} of shape {tuple(getattr(x, 'shape', ()))}, expected a tensor of 16 values"
+    assert isinstance(x, torch.Tensor), f"x is a {type(x).__name__}, expected a tensor of 16 floats"
+    assert x.shape == (16,) and x.is_floating_point(), f"x is {x.dtype} of shape {tuple(x.shape)}, expected 16 floats"
     e = x.round().clamp(-8, 7) - x
     exact, rms = int((e == 0).sum()), e.square().mean().sqrt().item()
     assert exact == 15, f"{exact} of the 16 values are exact, expected 15"
     assert rms > 100, f"the root-mean-square error is {rms:.4g}, expected more than 100"
 
-# %% ../../nbs/solutions/00_viz.ipynb #0c8dec75
+# %% ../../nbs/solutions/00_viz.ipynb #f09f3ab5
 @exercise("0.4 The frontier")
 def check_frontier(frontier):
     "`frontier(points)`: the (size, error) pairs that no other pair beats in both, by size."
     points = [(4., .3), (2., .9), (3., .5), (3., .7), (4.5, .35), (8., .1), (8.5, .1)]
-    expect(frontier(points), [(2., .9), (3., .5), (4., .3), (8., .1)], f"frontier({points})")
-    expect(frontier([(1., 2.)]), [(1., 2.)], "frontier([(1., 2.)])")
+    got, want = frontier(points), [(2., .9), (3., .5), (4., .3), (8., .1)]
+    assert got is not None and got is not ..., f"frontier gave {got}"
+    assert isinstance(got, (list, tuple)), f"frontier gave a {type(got).__name__}, expected a list of pairs"
+    got = [tuple(p) for p in got]
+    for p in got: assert p in want, f"of {points}, {p} should not be kept"
+    for p in want: assert p in got, f"of {points}, {p} should be kept: no other pair beats it"
+    assert got == want, f"frontier({points}) gave {got}: right pairs, but not in the order of their size"
+    expect(list(map(tuple, frontier([(1., 2.)]))), [(1., 2.)], "frontier([(1., 2.)])")
