@@ -6,17 +6,18 @@
 __all__ = ['TINY_LM', 'Evaluation', 'heldout_text', 'calibration_text', 'check_model_path', 'load_model', 'tiny_lm',
            'get_generation', 'windows', 'evaluate_lm', 'decoding_speed']
 
-# %% ../nbs/10_evaluate.ipynb #e9c545c8
+# %% ../nbs/10_evaluate.ipynb #4ee7971f
 import json, math, os, statistics, time
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-# %% ../nbs/10_evaluate.ipynb #b4387dc4
+# %% ../nbs/10_evaluate.ipynb #ac57d7cb
 @dataclass(frozen=True)
 class Evaluation:
     "What a language model made of a text."
@@ -30,7 +31,7 @@ class Evaluation:
     @property
     def bits_per_byte(self) -> float: return self.nll / math.log(2) / self.nbytes
 
-# %% ../nbs/10_evaluate.ipynb #f9d050a0
+# %% ../nbs/10_evaluate.ipynb #102e0289
 TINY_LM = Path(str(files("tinyq") / "tiny_lm")) # the folder of the model that ships with the package
 
 def heldout_text() -> str:
@@ -41,7 +42,7 @@ def calibration_text() -> str:
     "A frozen piece of the text that the shipped model was trained on."
     return (TINY_LM / "calibration.txt").read_text(encoding="utf-8")
 
-# %% ../nbs/10_evaluate.ipynb #7bceedfd
+# %% ../nbs/10_evaluate.ipynb #58c15796
 def check_model_path(model_path: str|os.PathLike, # a folder, or a Hub id such as "user/name"
                     ) -> str: # the same, with `~` expanded
     "Raise, naming the remedy, for a folder that is missing or holds no model."
@@ -56,7 +57,13 @@ def check_model_path(model_path: str|os.PathLike, # a folder, or a Hub id such a
         raise FileNotFoundError(f"no folder {name!r}; give the folder of a model, or a Hub id such as user/name")
     return name
 
-# %% ../nbs/10_evaluate.ipynb #4ae02548
+# %% ../nbs/10_evaluate.ipynb #aed1dbb1
+def _refuse_tinyq(config):
+    "transformers would read the codes of a tinyq checkpoint as if they were weights."
+    if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "tinyq":
+        raise ValueError("it is a tinyq checkpoint; open it with tinyq.load()")
+
+# %% ../nbs/10_evaluate.ipynb #7fb9e3ca
 def load_model(model_path: str|os.PathLike=TINY_LM, # a folder, or a Hub id; the shipped model by default
                torch_dtype: torch.dtype|str="auto", # dtype of the weights; "auto": as saved
                device_map=None, # as in transformers; None: the CPU
@@ -75,16 +82,12 @@ def load_model(model_path: str|os.PathLike=TINY_LM, # a folder, or a Hub id; the
         raise ValueError(f"can't load {model_path} as a causal language model: {str(e).strip().splitlines()[0]}") from e
     return model.eval(), tokenizer
 
-def _refuse_tinyq(config):
-    "transformers would read the codes of a tinyq checkpoint as if they were weights."
-    if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "tinyq":
-        raise ValueError("it is a tinyq checkpoint; open it with tinyq.load()")
-
+# %% ../nbs/10_evaluate.ipynb #2057a4e4
 def tiny_lm(torch_dtype: torch.dtype|str="auto") -> tuple: # model and tokenizer
     "The language model that ships with the package: bfloat16, and no network needed."
     return load_model(TINY_LM, torch_dtype)
 
-# %% ../nbs/10_evaluate.ipynb #a076e9ba
+# %% ../nbs/10_evaluate.ipynb #b2fffa44
 @torch.no_grad()
 def get_generation(model, # causal language model
                    tokenizer, # its tokenizer
@@ -101,7 +104,7 @@ def get_generation(model, # causal language model
 
 def _pad_token_id(tokenizer): return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-# %% ../nbs/10_evaluate.ipynb #8af83061
+# %% ../nbs/10_evaluate.ipynb #f2d456d8
 def windows(ids: list[int], # token ids of the text
             context: int, # tokens that the model sees at once
             stride: int, # tokens by which the window moves
@@ -113,36 +116,44 @@ def windows(ids: list[int], # token ids of the text
         start, end = end, min(end + stride, len(ids))
         yield ids[max(0, end - context):end], end - start
 
-# %% ../nbs/10_evaluate.ipynb #052eb1c8
-def _log_probs(model, ids, scored):
-    "Float32 log probabilities of the last `scored` tokens, (batch, scored, vocabulary)."
-    return model.eval()(input_ids=ids, use_cache=False).logits[:, -scored-1:-1].float().log_softmax(-1)
+# %% ../nbs/10_evaluate.ipynb #b18d2e51
+def _encode(tokenizer, text, vocab_size):
+    "Token ids of a text, and the bytes of all but the first of them, which can't be scored. A token for the begin of a text goes first, if there is one."
+    ids, bos = tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.bos_token_id
+    if bos is not None: ids = [bos, *ids]
+    if len(ids) < 2: raise ValueError(f"text is empty or too short to score: {text[:20]!r}")
+    if max(ids) >= vocab_size: raise ValueError(f"token id {max(ids)} for a vocabulary of {vocab_size}: is the tokenizer the model's own?")
+    return ids, len((tokenizer.decode(ids[1:]) if bos is None else text).encode())
 
-def _batches(todo, vocab_size, budget=1 << 22):
-    "Windows of equal length and score, as many at a time as keep the logits under `budget` numbers."
-    out, size = [], max(1, budget // (len(todo[0][0]) * vocab_size))
-    for ids, scored in todo:
-        if out and out[-1][1] == scored and len(out[-1][0]) < size and len(out[-1][0][0]) == len(ids): out[-1][0].append(ids)
-        else: out.append(([ids], scored))
-    return out
-
-# %% ../nbs/10_evaluate.ipynb #a02977c8
-def _plan(model, tokenizer, text, context, stride):
-    "The windows of a text in batches, and its bytes; `ValueError` for what can't be scored."
-    config = model.config.get_text_config()
+# %% ../nbs/10_evaluate.ipynb #83c5a481
+def _sizes(config, context, stride):
+    "Context and stride. If None: the model's limit, 512 at most, and half of the context."
     limit = getattr(config, "max_position_embeddings", None) or math.inf
     context = min(512, limit) if context is None else context
     stride = max(1, context // 2) if stride is None else stride
     if context > limit: raise ValueError(f"context is {context}; the model takes at most {limit} tokens")
     if not 0 < stride < context: raise ValueError(f"stride is {stride}; it must be at least 1 and less than the context of {context}")
-    text_ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    ids = text_ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *text_ids]
-    if len(ids) < 2: raise ValueError(f"text is empty or too short to score: {text[:20]!r}")
-    if max(ids) >= config.vocab_size: raise ValueError(f"token id {max(ids)} for a vocabulary of {config.vocab_size}: is the tokenizer the model's own?")
-    nbytes = len((text if len(ids) > len(text_ids) else tokenizer.decode(ids[1:])).encode())
-    return _batches(list(windows(ids, context, stride)), config.vocab_size), nbytes
+    return context, stride
 
-# %% ../nbs/10_evaluate.ipynb #0e1f6396
+# %% ../nbs/10_evaluate.ipynb #ad603102
+def _batches(todo, vocab_size, budget=1 << 22):
+    "Windows of equal length and score, as many at a time as keep the logits under `budget` numbers."
+    size = max(1, budget // (len(todo[0][0]) * vocab_size))
+    for (_, scored), same in groupby(todo, lambda w: (len(w[0]), w[1])):
+        ids = [window for window, _ in same]
+        for i in range(0, len(ids), size): yield ids[i:i + size], scored
+
+# %% ../nbs/10_evaluate.ipynb #e1dfbb8c
+def _log_probs(model, ids, scored):
+    "Float32 log probabilities of the last `scored` tokens, (batch, scored, vocabulary)."
+    return model.eval()(input_ids=ids, use_cache=False).logits[:, -scored-1:-1].float().log_softmax(-1)
+
+def _kl(logp, reference):
+    "KL divergence from the reference, nats, summed over all places."
+    if reference.shape != logp.shape: raise ValueError(f"the reference has {reference.shape[-1]} tokens, the model {logp.shape[-1]}: no KL between them")
+    return F.kl_div(logp, reference, reduction="none", log_target=True).sum(-1).double().sum().item()
+
+# %% ../nbs/10_evaluate.ipynb #083e47bc
 @torch.no_grad()
 def evaluate_lm(model, # causal language model
                 tokenizer, # its tokenizer
@@ -153,20 +164,20 @@ def evaluate_lm(model, # causal language model
                 progress: bool=False, # show a bar
                ) -> Evaluation:
     "Score `text` with overlapping windows; deterministic. Puts the model and the reference into eval mode."
-    batches, nbytes = _plan(model, tokenizer, text, context, stride)
+    config = model.config.get_text_config()
+    context, stride = _sizes(config, context, stride)
+    token_ids, nbytes = _encode(tokenizer, text, config.vocab_size)
+    batches = list(_batches(list(windows(token_ids, context, stride)), config.vocab_size))
     nll = kl = count = 0
     for batch, scored in tqdm(batches, "evaluating", disable=None if progress else True):
         ids = torch.tensor(batch, device=model.device)
         logp, target = _log_probs(model, ids, scored), ids[:, -scored:, None]
         nll -= logp.gather(-1, target).double().sum().item()
-        if reference is not None:
-            ref = _log_probs(reference, ids, scored)
-            if ref.shape != logp.shape: raise ValueError(f"the reference has {ref.shape[-1]} tokens, the model {logp.shape[-1]}: no KL between them")
-            kl += F.kl_div(logp, ref, reduction="none", log_target=True).sum(-1).double().sum().item()
+        if reference is not None: kl += _kl(logp, _log_probs(reference, ids, scored))
         count += target.numel()
     return Evaluation(nll, count, nbytes, None if reference is None else kl / count)
 
-# %% ../nbs/10_evaluate.ipynb #82ff41ef
+# %% ../nbs/10_evaluate.ipynb #5ff8f625
 @torch.no_grad()
 def decoding_speed(models: dict, # name -> causal language model
                    tokenizer, # of all of them

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['QuantizedLinear', 'W8A32LinearLayer', 'W8A16LinearLayer']
 
-# %% ../nbs/07_layers.ipynb #31b69131
+# %% ../nbs/07_layers.ipynb #18e14b76
 import torch
 from torch import nn
 from .kernels import w8_a16_forward, w8_a32_forward
 from .per_group import QTensor, Scheme, quantize_tensor
 
-# %% ../nbs/07_layers.ipynb #8b59130a
+# %% ../nbs/07_layers.ipynb #07b7898f
 class QuantizedLinear(nn.Module):
     "A linear layer that holds int8 codes and one float32 scale for each output channel. Subclasses say how it multiplies."
     scheme = Scheme.parse("w8a16")
@@ -24,7 +24,8 @@ class QuantizedLinear(nn.Module):
                  dtype: torch.dtype=torch.float32, # of the bias
                 ):
         super().__init__()
-        if in_features < 1 or out_features < 0: raise ValueError(f"in_features is {in_features}, out_features {out_features}: there is nothing to quantize")
+        if in_features < 1 or out_features < 0:
+            raise ValueError(f"in_features is {in_features}, out_features {out_features}: there is nothing to quantize")
         self.in_features, self.out_features = in_features, out_features
         codes = torch.zeros((out_features, in_features), dtype=torch.int8, device=device)
         self.weight = nn.Parameter(codes, requires_grad=False)
@@ -85,13 +86,13 @@ class QuantizedLinear(nn.Module):
         nbytes = sum(t.nbytes for t in (self.weight, self.scales, self.bias) if t is not None)
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {self.scheme}, {nbytes:,} bytes"
 
-# %% ../nbs/07_layers.ipynb #6404d5e1
+# %% ../nbs/07_layers.ipynb #d95b35a0
 class W8A32LinearLayer(QuantizedLinear):
     "8-bit weights, multiplied in float32."
     scheme = Scheme.parse("w8a32")
     def forward(self, input: torch.Tensor) -> torch.Tensor: return w8_a32_forward(input, self.weight, self.scales, 0, self.bias)
 
-# %% ../nbs/07_layers.ipynb #ebc84667
+# %% ../nbs/07_layers.ipynb #e01beedf
 class W8A16LinearLayer(QuantizedLinear):
     "8-bit weights, multiplied in the dtype of the activations."
     scheme = Scheme.parse("w8a16")

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['check_convert', 'check_kl', 'check_contexts']
 
-# %% ../../nbs/solutions/10_evaluate.ipynb #6e9f8255
+# %% ../../nbs/solutions/10_evaluate.ipynb #7f20963b
 import math
 import torch
 from torch.distributions import Categorical, kl_divergence
 from ..evaluate import windows
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/10_evaluate.ipynb #beb57cb3
+# %% ../../nbs/solutions/10_evaluate.ipynb #9ecb7c1b
 @exercise("10.1 From a paper's table")
 def check_convert(convert):
     for perplexity, bytes_per_token, want, why in [
@@ -23,29 +23,33 @@ def check_convert(convert):
         (20, 2.5, math.log2(20) / 2.5, "bits a token over bytes a token")]:
         expect(convert(perplexity, bytes_per_token), want, f"bits_per_byte({perplexity}, {bytes_per_token}) ({why})")
 
-# %% ../../nbs/solutions/10_evaluate.ipynb #421cce0d
-@exercise("10.2 The other direction")
+# %% ../../nbs/solutions/10_evaluate.ipynb #cade86fe
+@exercise("10.2 Which way round?")
 def check_kl(mean_kl):
     torch.manual_seed(0)
     for shape in [(5,), (3, 7), (2, 4, 11)]:
         p, q = torch.randn(shape), 3 * torch.randn(shape)
         got = mean_kl(p, q)
         want, back = (kl_divergence(Categorical(logits=a), Categorical(logits=b)).mean() for a, b in ((p, q), (q, p)))
+        slips = {"D(Q||P): the reference's probabilities are the weights": back, "in bits; use natural logarithms": want / math.log(2),
+                 "a mean over the last axis too: sum there": want / shape[-1], "a sum over all places: take their mean": want * p[..., 0].numel(),
+                 "the difference of raw logits: log_softmax them first": (p.softmax(-1) * (p - q)).sum(-1).mean()}
         assert got is not None, "mean_kl(p, q) gave None"
         assert torch.is_tensor(got) and got.dim() == 0, f"mean_kl on shape {shape} gave {got!r}, expected a tensor with one number, the mean over all but the last axis"
-        assert not torch.isclose(got, back), f"mean_kl on shape {shape} gave {got:.4f}, which is D(Q||P): the reference's probabilities are the weights"
+        for slip, number in slips.items():
+            assert torch.isclose(got, want) or not torch.isclose(got, number), f"mean_kl on shape {shape} gave {got:.4f}, expected {want:.4f}; this is {slip}"
         expect(got, want, f"mean_kl on shape {shape}")
     forbidden = torch.tensor([0., 0., 0., -math.inf])
     expect(mean_kl(torch.tensor([1., 0., 0., -math.inf]), forbidden), (math.e / (math.e + 2)) - math.log((math.e + 2) / 3), "mean_kl with a token that both models forbid")
 
-# %% ../../nbs/solutions/10_evaluate.ipynb #27f23e7f
+# %% ../../nbs/solutions/10_evaluate.ipynb #6939abe2
 @exercise("10.3 How much did it see?")
 def check_contexts(contexts):
     for n, context, stride in [(4, 8, 4), (8, 8, 4), (14, 6, 3), (11, 4, 1), (20, 8, 7), (10, 6, 3), (2, 2, 1)]:
-        want = [len(ids) - scored + k for ids, scored in windows(list(range(n)), context, stride) for k in range(scored)]
+        scored_in = [ids for ids, scored in windows(list(range(n)), context, stride) for _ in range(scored)] # token 1, token 2, ...
         got, call = contexts(n, context, stride), f"contexts({n}, {context}, {stride})"
         assert got is not None, f"{call} gave None"
         got = list(got)
         assert len(got) == n - 1, f"{call} has {len(got)} numbers, expected {n - 1}: every token but the first is scored once"
-        i = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), None)
-        assert i is None, f"{call} gives token {i + 1} a context of {got[i]}, expected {want[i]}"
+        for token, (ids, number) in enumerate(zip(scored_in, got), 1):
+            assert number == token - ids[0], f"{call} gives token {token} a context of {number}, expected {token - ids[0]}: it is scored in the window of tokens {ids[0]} to {ids[-1]}"

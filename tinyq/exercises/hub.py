@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_hollow', 'check_write', 'check_sizes']
 
-# %% ../../nbs/solutions/11_hub.ipynb #a22cbe6a
+# %% ../../nbs/solutions/11_hub.ipynb #c39fac8d
 import tempfile
 from pathlib import Path
 import torch
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/11_hub.ipynb #699a4be2
+# %% ../../nbs/solutions/11_hub.ipynb #ae4b9d03
 def _with_buffers(device):
     "A model with every kind of tensor: parameters, a persistent buffer and one that isn't."
     with torch.device(device):
@@ -32,15 +32,17 @@ def check_hollow(hollow):
         assert got is not None, "hollow(model) gave None"
         got = list(got)
         assert "positions" in got, f"hollow(model) misses 'positions', a buffer that isn't persistent: it is in no state dict (got {got})"
-        expect(got, want, f"hollow(a model into which all but {list(left_out)} was loaded)")
+        loaded = f"all but {', '.join(left_out)}" if left_out else "every tensor of the state dict"
+        assert got == want or sorted(got) != want, f"hollow(model) gave the right names, but not sorted: {got}"
+        expect(got, want, f"hollow(a model on meta into which {loaded} was loaded)")
     expect(hollow(_with_buffers("cpu")), [], "hollow(a model without meta tensors)")
 
-# %% ../../nbs/solutions/11_hub.ipynb #1ff9cea5
+# %% ../../nbs/solutions/11_hub.ipynb #726c6535
 def _run_writer(write_whole, path, fail, seen):
     "One call of the learner's function with a writer that is slow and, maybe, fails half-way; the exception, if one came out."
     def writer(p):
         Path(p).write_bytes(b"ne")
-        seen.append(path.read_bytes() if path.exists() else None) # what another process would see now
+        seen.append((Path(p), path.read_bytes() if path.exists() else None)) # what another process would see now
         if fail: raise fail("disk full")
         Path(p).write_bytes(b"new")
     try: write_whole(path, writer)
@@ -57,25 +59,36 @@ def check_write(write_whole):
                 if not seen and error is None: raise AssertionError("write_whole(path, writer) gave None") # an untouched stub
                 case = f"with {'an old file' if before else 'no file'} and {f'a writer that raises {fail.__name__}' if fail else 'a good writer'}"
                 assert seen, f"{case}: writer was never called ({error!r})"
-                assert seen[0] == before, f"{case}: in the middle of writing, path held {seen[0]!r}, expected {before!r}"
-                assert type(error) is (fail or type(None)), f"{case}: {error!r} came out, expected {fail and fail.__name__}"
+                somewhere, during = seen[0]
+                assert during == before, f"{case}: in the middle of writing, path held {during!r}, expected {before!r}: write to another name first"
+                beside = somewhere.absolute().parent == path.parent
+                if not beside: somewhere.unlink(missing_ok=True)
+                assert beside, f"{case}: writer was sent to another folder, which may be on another disk, where no rename can reach: stay beside path"
+                out = f"{error!r} came out" if error else f"the writer's {fail.__name__} was swallowed" if fail else ""
+                assert type(error) is (fail or type(None)), f"{case}: {out}, expected {f'{fail.__name__} to go on' if fail else 'no error'}"
                 now, want = path.read_bytes() if path.exists() else None, before if fail else b"new"
                 assert now == want, f"{case}: afterwards path holds {now!r}, expected {want!r}"
                 rest = [p for p in Path(d).iterdir() if p != path]
-                assert not rest, f"{case}: a file is left beside path"
+                assert not rest, f"{case}: afterwards {rest[0].name!r} is left beside path"
 
-# %% ../../nbs/solutions/11_hub.ipynb #4645f01b
+# %% ../../nbs/solutions/11_hub.ipynb #33fd12af
+_TENSORS = {"codes": torch.zeros(3, 5, dtype=torch.int8), "scales": torch.ones(3), "bias": torch.ones(2, 2, dtype=torch.bfloat16), "one": torch.tensor(1.), "none": torch.ones(0, 4)}
+
+def _expect_sizes(tensor_bytes, path, what):
+    "One call; an exception is told with the kind of file that it came from."
+    try: got = tensor_bytes(path)
+    except Exception as e: raise AssertionError(f"tensor_bytes({what}) raised {type(e).__name__}: {e}") from None
+    assert got is not None, "tensor_bytes(path) gave None"
+    assert "__metadata__" not in got, "tensor_bytes counts __metadata__, which is no tensor"
+    expect(dict(sorted(got.items())), {k: t.nbytes for k, t in sorted(_TENSORS.items())}, f"tensor_bytes({what})")
+
 @exercise("11.3 Read the header")
 def check_sizes(tensor_bytes):
-    tensors = {"codes": torch.zeros(3, 5, dtype=torch.int8), "scales": torch.ones(3), "bias": torch.ones(2, 2, dtype=torch.bfloat16), "one": torch.tensor(1.), "none": torch.ones(0, 4)}
     with tempfile.TemporaryDirectory() as d:
-        for metadata in (None, {"format": "pt"}):
-            path = Path(d) / "model.safetensors"
-            save_file(tensors, path, metadata)
-            got = tensor_bytes(path)
-            assert got is not None, "tensor_bytes(path) gave None"
-            assert "__metadata__" not in got, "tensor_bytes counts __metadata__, which is no tensor"
-            expect(dict(got), {k: t.nbytes for k, t in tensors.items()}, "tensor_bytes(path)")
-            data = path.read_bytes()
-            path.write_bytes(data[:8 + int.from_bytes(data[:8], "little")])
-            expect(dict(tensor_bytes(path)), {k: t.nbytes for k, t in tensors.items()}, "tensor_bytes(a file of which only the header is there)")
+        path = Path(d) / "model.safetensors"
+        for metadata, what in ((None, "a file"), ({"format": "pt"}, "a file with __metadata__ in its header")):
+            save_file(_TENSORS, path, metadata)
+            _expect_sizes(tensor_bytes, path, what)
+        data = path.read_bytes()
+        path.write_bytes(data[:8 + int.from_bytes(data[:8], "little")])
+        _expect_sizes(tensor_bytes, path, "a file of which only the header is there")

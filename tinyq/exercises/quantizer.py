@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['check_bytes', 'check_worst', 'check_method_of_your_own']
 
-# %% ../../nbs/solutions/09_quantizer.ipynb #e5eb08a3
+# %% ../../nbs/solutions/09_quantizer.ipynb #53820bf0
 import copy
 import torch
 from torch import nn
 from .core import exercise, expect
 from ..layers import QuantizedLinear, W8A16LinearLayer
+from ..per_group import Scheme
 from ..quantizer import METHODS, Quantizer, get_memory_footprint
 
-# %% ../../nbs/solutions/09_quantizer.ipynb #a5527ce2
+# %% ../../nbs/solutions/09_quantizer.ipynb #200413a8
 @exercise("9.1 What will it weigh?")
 def check_bytes(layer_bytes):
     for n_in, n_out, bias, dtype in ((16, 8, False, torch.float32), (16, 8, True, torch.float32), (300, 70, True, torch.bfloat16), (7, 1000, False, torch.float16)):
         want = get_memory_footprint(W8A16LinearLayer(n_in, n_out, bias, dtype=dtype))
         expect(layer_bytes(n_in, n_out, bias, dtype.itemsize), want, f"layer_bytes({n_in}, {n_out}, {bias}, {dtype.itemsize})", tol=0)
 
-# %% ../../nbs/solutions/09_quantizer.ipynb #a8b2bd9f
+# %% ../../nbs/solutions/09_quantizer.ipynb #e2fb435c
 def _uneven():
     "Five layers, each with one outlier; the larger it is, the worse for its row."
     torch.manual_seed(92)
@@ -41,15 +42,20 @@ def check_worst(worst):
     rank = [r.path for r in sorted(q.report(), key=lambda r: r.sqnr)]
     assert list(got) == rank[:2], f"worst(model, 'w8a16', 2) gave {list(got)!r}, expected {rank[:2]!r}"
     assert list(worst(m, "w8a16", 4)) == rank[:4], "with n = 4 the answer is wrong"
-    tied = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8), nn.LayerNorm(8))
-    assert list(worst(tied, "w8a32", 1)) == ["1"], "modules that are not quantized have no SQNR: leave them out"
+    mixed = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8), nn.LayerNorm(8))
+    try: got = list(worst(mixed, "w8a32", 1))
+    except TypeError as e: raise AssertionError(f"with an embedding in the model: {e}; modules that are not quantized have sqnr None: leave them out") from e
+    assert got == ["1"], f"with an embedding at 0 and a norm at 2, worst(model, 'w8a32', 1) gave {got!r}, expected ['1']: leave out what is not quantized"
 
-# %% ../../nbs/solutions/09_quantizer.ipynb #48765252
+# %% ../../nbs/solutions/09_quantizer.ipynb #0d9970cd
 @exercise("9.3 A method of your own")
 def check_method_of_your_own(four_bits):
     cls = four_bits()
     if cls is None or cls is ...: raise AssertionError("four_bits() gave None")
     assert isinstance(cls, type) and issubclass(cls, QuantizedLinear), f"four_bits() gave {cls!r}, expected a subclass of QuantizedLinear"
+    assert isinstance(cls.scheme, Scheme), f"the class has scheme {cls.scheme!r}, a {type(cls.scheme).__name__}: parse it, with Scheme.parse"
+    assert cls.scheme.granularity == "channel", f"the scheme is {cls.scheme}; the layer keeps one scale a row, so it has no group size"
+    assert cls.forward is not nn.Module.forward, "the class has no forward: subclass W8A16LinearLayer, which knows how to multiply"
     torch.manual_seed(93)
     m, x, saved = nn.Sequential(nn.Linear(64, 32)), torch.randn(3, 64), dict(METHODS)
     want = m(x)

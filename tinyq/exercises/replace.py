@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['model_81', 'check_predict', 'check_tied', 'check_ends']
 
-# %% ../../nbs/solutions/08_replace.ipynb #03bd7662
+# %% ../../nbs/solutions/08_replace.ipynb #71ba6771
 import torch
 from torch import nn
 from .core import exercise
 from ..layers import W8A16LinearLayer
 from ..replace import coverage, replace_linear_with_target_and_quantize
 
-# %% ../../nbs/solutions/08_replace.ipynb #a2f36eee
+# %% ../../nbs/solutions/08_replace.ipynb #c15e4f11
 def model_81() -> nn.Module:
     "The model of exercise 8.1."
     head, linear = nn.Linear(16, 16), lambda: nn.Linear(16, 16)
@@ -29,27 +29,28 @@ def check_predict(answer):
         assert a in rows, f"{a!r} holds no weights of its own, or isn't in the model"
         assert rows[a] is None, f"{a} is not quantized: {rows[a]}"
     missing = {p for p, why in rows.items() if why is None} - set(answer)
-    assert not missing, f"{len(missing)} more: look again at every nn.Linear that isn't inside something called 1"
+    assert not missing, f"right so far, and {len(missing)} more: look again at every nn.Linear that isn't called 1 or inside something called 1"
 
-# %% ../../nbs/solutions/08_replace.ipynb #073ace9c
+# %% ../../nbs/solutions/08_replace.ipynb #4cb10f6a
 @exercise("8.2 Find the ties")
 def check_tied(tied):
     a, b, c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
     if (got := tied(nn.Sequential(a, b))) is None or got is ...: raise AssertionError("tied(model) gave None")
+    assert isinstance(got, (list, tuple)), f"tied(model) gave a {type(got).__name__}, expected a list of lists of names"
     as_sets = lambda groups: sorted(sorted(g) for g in groups)
     assert list(got) == [], f"two layers that share nothing gave {got!r}, expected []"
     b.weight = a.weight
     got = as_sets(tied(nn.Sequential(a, b)))
-    assert got == [["0.weight", "1.weight"]], f"one shared weight gave {got!r}"
+    assert got == [["0.weight", "1.weight"]], f"a weight with two names gave {got!r}, expected [['0.weight', '1.weight']]"
     c.weight = nn.Parameter(a.weight.data)
     got = as_sets(tied(nn.Sequential(a, c, nn.Linear(4, 4))))
-    assert got == [["0.weight", "1.weight"]], f"two Parameters over the same memory gave {got!r}"
+    assert got == [["0.weight", "1.weight"]], f"two Parameters over the same memory gave {got!r}, expected [['0.weight', '1.weight']]"
     got = as_sets(tied(nn.ModuleDict(dict(x=c, y=c))))
-    assert got == [["x.bias", "y.bias"], ["x.weight", "y.weight"]], f"one module under two names gave {got!r}"
+    assert got == [["x.bias", "y.bias"], ["x.weight", "y.weight"]], f"one module under the names x and y gave {got!r}, expected its weights and its biases as two groups"
     with torch.device("meta"): m = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    assert list(tied(m)) == [], f"on meta, where no tensor has an address, two layers gave {tied(m)!r}"
+    assert list(tied(m)) == [], f"on meta, where no tensor has an address, two layers gave {tied(m)!r}, expected []"
 
-# %% ../../nbs/solutions/08_replace.ipynb #2a039358
+# %% ../../nbs/solutions/08_replace.ipynb #69b79983
 @exercise("8.3 Keep the ends")
 def check_ends(ends):
     for n in (2, 12):
@@ -61,4 +62,5 @@ def check_ends(ends):
         for path, m in model.named_modules():
             if not isinstance(m, (nn.Linear, W8A16LinearLayer)): continue
             keep = path.startswith(("layers.0.", f"layers.{n-1}."))
-            assert keep == isinstance(m, nn.Linear), f"of {n} blocks, {path} was {'quantized' if keep else 'left in float'} with {patterns!r}"
+            assert keep == isinstance(m, nn.Linear), (
+                f"with {n} blocks and the patterns {patterns!r}, {path} was " + ("quantized, but is in an end block" if keep else "left in float, but is in neither end block"))
