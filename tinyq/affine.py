@@ -6,10 +6,10 @@
 __all__ = ['check_bits', 'int_range', 'dtype_range', 'check_real', 'quantize_affine', 'dequantize_affine',
            'linear_q_with_scale_and_zero_point', 'linear_dequantization']
 
-# %% ../nbs/01_affine.ipynb #a4268a90
+# %% ../nbs/01_affine.ipynb #45eee83a
 import torch
 
-# %% ../nbs/01_affine.ipynb #f1cf7551
+# %% ../nbs/01_affine.ipynb #8f6f6861
 def check_bits(bits: int, # bits a code
                lo: int=1, hi: int=8, # the accepted range, both ends included
               ) -> int: # `bits`, unchanged
@@ -18,7 +18,7 @@ def check_bits(bits: int, # bits a code
     if not lo <= bits <= hi: raise ValueError(f"bits is {bits}; choose from {lo} to {hi}")
     return bits
 
-# %% ../nbs/01_affine.ipynb #02ec7bfc
+# %% ../nbs/01_affine.ipynb #8f64f3c1
 def int_range(bits: int=8, # bits a code, 1 to 8
               signed: bool=True, # two's complement, or counting from 0
               narrow: bool=False, # leave out the lowest signed code, so that the range is symmetric
@@ -29,7 +29,7 @@ def int_range(bits: int=8, # bits a code, 1 to 8
     if narrow: raise ValueError("narrow balances a signed range; an unsigned one has no negative codes")
     return 0, 2**bits - 1
 
-# %% ../nbs/01_affine.ipynb #d1ba6d4a
+# %% ../nbs/01_affine.ipynb #a98ffc75
 def dtype_range(dtype: torch.dtype=torch.int8, # `torch.uint8`, `torch.int8` or `torch.int16`
                ) -> tuple[int, int]: # lowest and highest code
     "The lowest and highest value of an integer `dtype` of at most 16 bits."
@@ -39,7 +39,7 @@ def dtype_range(dtype: torch.dtype=torch.int8, # `torch.uint8`, `torch.int8` or 
     info = torch.iinfo(dtype)
     return info.min, info.max
 
-# %% ../nbs/01_affine.ipynb #993a934e
+# %% ../nbs/01_affine.ipynb #5e727677
 def check_real(x: torch.Tensor, # the tensor to look at
                name: str="tensor", # what to call it in the message
               ) -> torch.Tensor: # `x`, unchanged
@@ -53,7 +53,7 @@ def check_real(x: torch.Tensor, # the tensor to look at
         raise ValueError(f"{name} holds {n} NaN or infinite value(s) of {x.numel()}: an integer grid has no code for them")
     return x
 
-# %% ../nbs/01_affine.ipynb #81046c21
+# %% ../nbs/01_affine.ipynb #e12e111d
 def _grid_param(value, # scale or zero point, a number or a tensor
                 like: torch.Tensor, # the tensor that it belongs to
                 name: str, # for the message
@@ -66,7 +66,7 @@ def _grid_param(value, # scale or zero point, a number or a tensor
         raise ValueError(f"{name} of shape {tuple(t.shape)} doesn't broadcast to the shape {tuple(like.shape)} of the tensor")
     return t
 
-# %% ../nbs/01_affine.ipynb #3b837891
+# %% ../nbs/01_affine.ipynb #a2311239
 def quantize_affine(x: torch.Tensor, # real values, any shape
                     scale: torch.Tensor|float, # step between codes, not 0; broadcasts to `x`; at least float32
                     zero_point: torch.Tensor|int|None=0, # the code of 0.0, whole; broadcasts to `x`; None is 0
@@ -93,7 +93,7 @@ def quantize_affine(x: torch.Tensor, # real values, any shape
     q = x.detach().to(torch.promote_types(x.dtype, torch.float32)) / s
     return q.round_().add_(z).clamp_(qmin, qmax).to(dtype)
 
-# %% ../nbs/01_affine.ipynb #0a32d539
+# %% ../nbs/01_affine.ipynb #cb282477
 def dequantize_affine(q: torch.Tensor, # codes, any integer dtype
                       scale: torch.Tensor|float, # as in `quantize_affine`; gradients flow to it
                       zero_point: torch.Tensor|int|None=0, # as in `quantize_affine`
@@ -108,7 +108,7 @@ def dequantize_affine(q: torch.Tensor, # codes, any integer dtype
     if zero_point is not None: r = r - _grid_param(zero_point, q, "zero_point").to(wide)
     return (s.to(wide) * r).to(dtype)
 
-# %% ../nbs/01_affine.ipynb #3109bc90
+# %% ../nbs/01_affine.ipynb #e2a4de59
 def linear_q_with_scale_and_zero_point(tensor: torch.Tensor, # real values
                                        scale: torch.Tensor|float, # step between codes
                                        zero_point: torch.Tensor|int, # the code of 0.0
@@ -117,7 +117,7 @@ def linear_q_with_scale_and_zero_point(tensor: torch.Tensor, # real values
     "Quantize to the full range of an integer `dtype`."
     return quantize_affine(tensor, scale, zero_point, *dtype_range(dtype), dtype)
 
-# %% ../nbs/01_affine.ipynb #7fc9b780
+# %% ../nbs/01_affine.ipynb #f999cd9a
 def linear_dequantization(quantized_tensor: torch.Tensor, # codes
                           scale: torch.Tensor|float, # step between codes
                           zero_point: torch.Tensor|int, # the code of 0.0

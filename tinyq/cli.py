@@ -8,7 +8,7 @@ __all__ = ['app', 'SHIPPED', 'PROMPT', 'ModelArg', 'MethodOpt', 'ExcludeOpt', 'O
            'quantize_and_measure', 'new_table', 'show', 'result_table', 'grouped', 'coverage_table', 'bars', 'dots',
            'plot_result', 'show_result', 'quantize', 'evaluate', 'state_of', 'inspect']
 
-# %% ../nbs/90_cli.ipynb #ed3cbe3a
+# %% ../nbs/90_cli.ipynb #e0196019
 import contextlib, copy, io, json, sys, time
 from collections import defaultdict
 from dataclasses import asdict
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-# %% ../nbs/90_cli.ipynb #94ec8437
+# %% ../nbs/90_cli.ipynb #fe1aee4c
 from .evaluate import check_model_path, decoding_speed, evaluate_lm, get_generation, heldout_text, load_model, tiny_lm
 from .hub import check_output, load, read_quantization_config, save_quantized
 from .layers import QuantizedLinear
@@ -30,12 +30,12 @@ from .quantizer import LayerReport, Quantizer, check_method, get_memory_footprin
 from .replace import coverage
 from .viz import CARD, MUTED, PALETTE
 
-# %% ../nbs/90_cli.ipynb #d5fae14e
+# %% ../nbs/90_cli.ipynb #c1b20865
 app = typer.Typer(help="Quantize, evaluate and inspect language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 SHIPPED = "tiny_lm (shipped)" # what the model is called if none is named
 PROMPT = "If the file does not exist," # for both models to go on from
 
-# %% ../nbs/90_cli.ipynb #9ba115fe
+# %% ../nbs/90_cli.ipynb #d918e1f9
 ModelArg = Annotated[Optional[str], typer.Argument(help="Folder of a model, or Hub id; the shipped model by default.", show_default=False)]
 MethodOpt = Annotated[str, typer.Option(help="w8a16 or w8a32.")]
 ExcludeOpt = Annotated[Optional[list[str]], typer.Option(help="Layer to leave alone: name, dotted path or glob; may be repeated.", show_default=False)]
@@ -45,7 +45,7 @@ TextOpt = Annotated[Optional[Path], typer.Option(help="UTF-8 text to evaluate on
 DtypeOpt = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
-# %% ../nbs/90_cli.ipynb #c77716fc
+# %% ../nbs/90_cli.ipynb #bc5c8f4b
 @contextlib.contextmanager
 def one_line_errors():
     "Turn an expected error into one line on stderr and exit code 2."
@@ -54,7 +54,7 @@ def one_line_errors():
         typer.echo(f"tinyq: {' '.join(str(e).split())}", err=True)
         raise typer.Exit(2) from None
 
-# %% ../nbs/90_cli.ipynb #d44baf84
+# %% ../nbs/90_cli.ipynb #104006a4
 def open_model(name: str|None, # folder or Hub id; None: the shipped model
                dtype: str="auto", # for a float model
               ) -> tuple: # model and tokenizer
@@ -68,7 +68,7 @@ def open_model(name: str|None, # folder or Hub id; None: the shipped model
     path = check_model_path(name)
     return load(path) if read_quantization_config(path) else load_model(path, torch_dtype)
 
-# %% ../nbs/90_cli.ipynb #34cbf916
+# %% ../nbs/90_cli.ipynb #9fd08985
 def read_text(path: Path|None) -> str:
     "The text to evaluate on. `ValueError` if it is empty or no UTF-8."
     if path is None: return heldout_text()
@@ -78,7 +78,7 @@ def read_text(path: Path|None) -> str:
     if not text.strip(): raise ValueError(f"{path} is empty; give a text of at least a few hundred words")
     return text
 
-# %% ../nbs/90_cli.ipynb #d9b72924
+# %% ../nbs/90_cli.ipynb #669387d8
 def sizes(model, # float or quantized
           layers: list[dict], # the `LayerReport`s
           side: str, # "before" or "after"
@@ -90,7 +90,7 @@ def sizes(model, # float or quantized
     return {"parameters": params, "bytes": whole, "bits_per_weight": 8 * whole / params,
             "quantized_layers_bytes": part, "quantized_layers_bits_per_weight": 8 * part / max(1, done_params)}
 
-# %% ../nbs/90_cli.ipynb #a8bdad0c
+# %% ../nbs/90_cli.ipynb #b2fc4e21
 def measure(reference, # the float model
             model, # the quantized one
             tokenizer, # of both
@@ -110,7 +110,7 @@ def measure(reference, # the float model
         out[k] = sizes(m, layers, k) | quality | {"tokens_per_second": speed[k], "generation": sample}
     return out
 
-# %% ../nbs/90_cli.ipynb #b4f7b141
+# %% ../nbs/90_cli.ipynb #93e46813
 def check_job(output: Path, # folder for the result
               name: str|None=None, # folder of a model, or Hub id; None: the shipped model
               method: str="w8a16", # a key of `METHODS`
@@ -120,7 +120,7 @@ def check_job(output: Path, # folder for the result
     if name is not None and read_quantization_config(check_model_path(name)): raise ValueError(f"{name} is quantized already; give the float model")
     return check_output(output)
 
-# %% ../nbs/90_cli.ipynb #63db865e
+# %% ../nbs/90_cli.ipynb #8aaf4900
 def quantize_and_measure(output: Path, # folder for the result
                          name: str|None=None, # folder of a model, or Hub id; None: the shipped model
                          method: str="w8a16", # a key of `METHODS`
@@ -142,7 +142,7 @@ def quantize_and_measure(output: Path, # folder for the result
     save_quantized(model, output, tokenizer, {"quantization.png": plot_result(result), "quantization.json": json.dumps(result, indent=1).encode()})
     return result
 
-# %% ../nbs/90_cli.ipynb #806507fa
+# %% ../nbs/90_cli.ipynb #c5a86f48
 def new_table(*columns: str, # headings; one that begins with ">" is aligned to the right
               title: str|None=None, # above the table
              ) -> Table:
@@ -156,7 +156,7 @@ def show(table: Table, # of this chapter
     "Print a table: as wide as the terminal, or as it needs where there is none."
     Console(width=None if sys.stdout.isatty() else 120, soft_wrap=not sys.stdout.isatty()).print(table)
 
-# %% ../nbs/90_cli.ipynb #0a874f20
+# %% ../nbs/90_cli.ipynb #c0fe1307
 FIGURES = {"parameters": ("parameters", ","), "bytes": ("bytes, whole model", ","), "bits_per_weight": ("bits per weight, whole model", ".2f"),
            "quantized_layers_bytes": ("bytes, quantized layers", ","), "quantized_layers_bits_per_weight": ("bits per weight, quantized layers", ".2f"),
            "bits_per_byte": ("bits per byte of text", ".4f"), "perplexity": ("perplexity", ".3f"), "kl": ("KL to the float model, nats a token", ".6f"),
@@ -171,7 +171,7 @@ def result_table(result: dict) -> Table: # of `quantize_and_measure`
         table.add_row(label, *numbers, f"{after / before:.3f}" if before else "")
     return table
 
-# %% ../nbs/90_cli.ipynb #90259127
+# %% ../nbs/90_cli.ipynb #f4c47de6
 def grouped(rows, # `LayerReport`s or `Coverage`s
            ) -> list[tuple[str, int, int, str]]: # label, parameters, bytes, reason
     "Modules that were left alone, those of one kind and reason on one line."
@@ -181,7 +181,7 @@ def grouped(rows, # `LayerReport`s or `Coverage`s
     return [(f"{len(g)} x {kind}" if len(g) > 1 else f"{g[0].path} ({kind})", sum(r.params for r in g), sum(map(nbytes, g)), why)
             for (kind, why), g in groups.items()]
 
-# %% ../nbs/90_cli.ipynb #9c2e2677
+# %% ../nbs/90_cli.ipynb #644d973e
 def coverage_table(layers: list) -> Table: # `LayerReport`s
     "What was quantized and what was not, with the reason."
     table = new_table("modules", ">parameters", ">bytes", "what became of them")
@@ -190,7 +190,7 @@ def coverage_table(layers: list) -> Table: # `LayerReport`s
     for label, params, nbytes, why in grouped(r for r in layers if not r.scheme): table.add_row(label, f"{params:,}", f"{nbytes:,}", f"left: {why}")
     return table
 
-# %% ../nbs/90_cli.ipynb #42018f79
+# %% ../nbs/90_cli.ipynb #2133ccd0
 def bars(ax, # matplotlib Axes
          values: dict[str, list[float]], # name -> the lengths of its pieces, side by side
          form: str="{:.2f}", # of the number in a piece
@@ -215,7 +215,7 @@ def dots(ax, # matplotlib Axes
     ax.set_yticks(range(len(names)), names); ax.invert_yaxis()
     ax.set_xlim(0, 1.15 * max((s for _, s in points), default=1))
 
-# %% ../nbs/90_cli.ipynb #7e24c635
+# %% ../nbs/90_cli.ipynb #c5cd99b7
 def plot_result(result: dict, # of `quantize_and_measure`
                ) -> bytes: # a PNG
     "Megabytes and tokens a second before and after, and the signal to noise ratio of every quantized layer."
@@ -231,7 +231,7 @@ def plot_result(result: dict, # of `quantize_and_measure`
     FigureCanvasAgg(fig).print_png(out := io.BytesIO())
     return out.getvalue()
 
-# %% ../nbs/90_cli.ipynb #3a5c5c0f
+# %% ../nbs/90_cli.ipynb #412df172
 def show_result(result: dict): # of `quantize_and_measure`
     "Both tables, what the two models wrote, and where the result is."
     show(result_table(result))
@@ -250,7 +250,7 @@ def quantize(model: ModelArg=None, method: MethodOpt="w8a16", exclude: ExcludeOp
     if as_json: typer.echo(json.dumps(result))
     else: show_result(result)
 
-# %% ../nbs/90_cli.ipynb #8df1c4f8
+# %% ../nbs/90_cli.ipynb #bba7cc5e
 @app.command()
 def evaluate(model: ModelArg=None, text: TextOpt=None, dtype: DtypeOpt="auto", as_json: JsonOpt=False):
     "Perplexity and bits per byte of a float or quantized model."
@@ -262,7 +262,7 @@ def evaluate(model: ModelArg=None, text: TextOpt=None, dtype: DtypeOpt="auto", a
     forms = {str: "", int: ",", float: ".4f"}
     for k, v in result.items(): typer.echo(f"{k:<14} {format(v, forms[type(v)])}")
 
-# %% ../nbs/90_cli.ipynb #ba45d653
+# %% ../nbs/90_cli.ipynb #bc279248
 def state_of(model, # float or quantized
              row, # a `Coverage` of it
             ) -> str:

@@ -6,12 +6,12 @@
 __all__ = ['mean_square', 'mse_error', 'sqnr', 'max_error_bound', 'uniform_levels', 'gaussian_sqnr', 'best_clip', 'lloyd_max',
            'entropy_coded_sqnr', 'rate_distortion_sqnr', 'distance_to_bound']
 
-# %% ../nbs/03_error.ipynb #666e000d
+# %% ../nbs/03_error.ipynb #a46eb2bd
 import math
 import torch
 from .affine import check_bits, check_real
 
-# %% ../nbs/03_error.ipynb #9397c748
+# %% ../nbs/03_error.ipynb #1249b3f8
 def mean_square(x: torch.Tensor, # real values
                 dim: int|tuple|None=None, # average over this dimension only; None: over all
                ) -> torch.Tensor: # float64; a scalar tensor, or `x` without `dim`
@@ -26,7 +26,7 @@ def _difference(x, x_hat):
     if x.shape != x_hat.shape: raise ValueError(f"shapes differ: {tuple(x.shape)} and {tuple(x_hat.shape)}")
     return x.double() - x_hat.double()
 
-# %% ../nbs/03_error.ipynb #3c49b647
+# %% ../nbs/03_error.ipynb #84ece621
 def mse_error(x: torch.Tensor, # original
               x_hat: torch.Tensor, # its reconstruction, the same shape
               dim: int|tuple|None=None, # average over this dimension only; None: over all
@@ -35,7 +35,7 @@ def mse_error(x: torch.Tensor, # original
     noise = mean_square(_difference(x, x_hat), dim)
     return noise.item() if dim is None else noise
 
-# %% ../nbs/03_error.ipynb #f10205df
+# %% ../nbs/03_error.ipynb #03126d45
 def sqnr(x: torch.Tensor, # original
          x_hat: torch.Tensor, # its reconstruction, the same shape
          dim: int|tuple|None=None, # average over this dimension only (-1: one figure per row); None: over all
@@ -47,13 +47,13 @@ def sqnr(x: torch.Tensor, # original
     db = (10 * torch.log10(mean_square(x, dim) / noise)).masked_fill(noise == 0, math.inf)
     return db.item() if dim is None else db
 
-# %% ../nbs/03_error.ipynb #3b4fada0
+# %% ../nbs/03_error.ipynb #7c82fcf6
 def max_error_bound(scale: torch.Tensor|float, # step between codes; may be negative
                    ) -> torch.Tensor|float: # the unit of the values, like `scale`
     "`|scale| / 2`: no value that isn't clamped is reconstructed worse than this, up to float rounding."
     return abs(scale) / 2
 
-# %% ../nbs/03_error.ipynb #74a3023b
+# %% ../nbs/03_error.ipynb #e589d81e
 def uniform_levels(bits: int, # bits a code
                    clip: float|torch.Tensor, # half of what `2**bits` steps span; a tensor gives one grid per entry
                    grid: str="rise", # "rise": no code at 0; "symf": one at 0; "symr": one at 0, lowest left out
@@ -67,7 +67,7 @@ def uniform_levels(bits: int, # bits a code
     if not (clip > 0).all(): raise ValueError(f"clip must be positive, got {clip.min().item():g}")
     return clip[..., None] / half * codes
 
-# %% ../nbs/03_error.ipynb #362eefdd
+# %% ../nbs/03_error.ipynb #2ad83931
 def _gaussian_cells(levels):
     "Probability and first moment of the unit Gaussian in the nearest-level cell of each of the ascending `levels`."
     edge = torch.full_like(levels[..., :1], math.inf)
@@ -81,7 +81,7 @@ def gaussian_sqnr(levels: torch.Tensor, # what the codes stand for, along the la
     p, m = _gaussian_cells(levels)
     return -10 * torch.log10(1 - 2*(levels*m).sum(-1) + (levels.square()*p).sum(-1))
 
-# %% ../nbs/03_error.ipynb #7f074a51
+# %% ../nbs/03_error.ipynb #35e8bc53
 def best_clip(bits: int, # bits a code
               grid: str="rise", # as in `uniform_levels`
              ) -> tuple[float, float]: # clip in standard deviations, and the SQNR there in dB
@@ -95,7 +95,7 @@ def best_clip(bits: int, # bits a code
         lo, hi = clips[max(i-1, 0)].item(), clips[min(i+1, 100)].item()
     return clips[i].item(), db[i].item()
 
-# %% ../nbs/03_error.ipynb #5ff415fe
+# %% ../nbs/03_error.ipynb #7c95c7b2
 def lloyd_max(bits: int, # bits a code
               steps: int=1000, # iterations
              ) -> torch.Tensor: # 2**bits levels, ascending, float64
@@ -109,7 +109,7 @@ def lloyd_max(bits: int, # bits a code
         levels = m / p
     return levels
 
-# %% ../nbs/03_error.ipynb #599f1957
+# %% ../nbs/03_error.ipynb #bc84d20a
 def entropy_coded_sqnr(bits: float, # entropy of the codes, bits a value
                       ) -> float: # dB
     """SQNR of a unit Gaussian on an unbounded uniform grid, entropy-coded to `bits` bits and decoded to centroids.
@@ -124,7 +124,7 @@ def entropy_coded_sqnr(bits: float, # entropy of the codes, bits a value
     seen = p > 1e-14
     return -10 * math.log10(1 - (m[seen].square() / p[seen]).sum())
 
-# %% ../nbs/03_error.ipynb #7c8e0b44
+# %% ../nbs/03_error.ipynb #30b9dd72
 def rate_distortion_sqnr(bits: float, # bits a value; scales and zero points counted
                         ) -> float: # dB
     """The highest SQNR that any code of `bits` bits a value reaches on a Gaussian source: 6.02 dB a bit.

@@ -6,7 +6,7 @@
 __all__ = ['TINY_LM', 'Evaluation', 'heldout_text', 'calibration_text', 'check_model_path', 'load_model', 'tiny_lm',
            'get_generation', 'windows', 'evaluate_lm', 'decoding_speed']
 
-# %% ../nbs/10_evaluate.ipynb #4ee7971f
+# %% ../nbs/10_evaluate.ipynb #f5bd561c
 import json, math, os, statistics, time
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-# %% ../nbs/10_evaluate.ipynb #ac57d7cb
+# %% ../nbs/10_evaluate.ipynb #6ca2ea5c
 @dataclass(frozen=True)
 class Evaluation:
     "What a language model made of a text."
@@ -31,7 +31,7 @@ class Evaluation:
     @property
     def bits_per_byte(self) -> float: return self.nll / math.log(2) / self.nbytes
 
-# %% ../nbs/10_evaluate.ipynb #102e0289
+# %% ../nbs/10_evaluate.ipynb #fca5c670
 TINY_LM = Path(str(files("tinyq") / "tiny_lm")) # the folder of the model that ships with the package
 
 def heldout_text() -> str:
@@ -42,7 +42,7 @@ def calibration_text() -> str:
     "A frozen piece of the text that the shipped model was trained on."
     return (TINY_LM / "calibration.txt").read_text(encoding="utf-8")
 
-# %% ../nbs/10_evaluate.ipynb #58c15796
+# %% ../nbs/10_evaluate.ipynb #6d113787
 def check_model_path(model_path: str|os.PathLike, # a folder, or a Hub id such as "user/name"
                     ) -> str: # the same, with `~` expanded
     "Raise, naming the remedy, for a folder that is missing or holds no model."
@@ -57,13 +57,13 @@ def check_model_path(model_path: str|os.PathLike, # a folder, or a Hub id such a
         raise FileNotFoundError(f"no folder {name!r}; give the folder of a model, or a Hub id such as user/name")
     return name
 
-# %% ../nbs/10_evaluate.ipynb #aed1dbb1
+# %% ../nbs/10_evaluate.ipynb #3070697e
 def _refuse_tinyq(config):
     "transformers would read the codes of a tinyq checkpoint as if they were weights."
     if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "tinyq":
         raise ValueError("it is a tinyq checkpoint; open it with tinyq.load()")
 
-# %% ../nbs/10_evaluate.ipynb #7fb9e3ca
+# %% ../nbs/10_evaluate.ipynb #429dd16b
 def load_model(model_path: str|os.PathLike=TINY_LM, # a folder, or a Hub id; the shipped model by default
                torch_dtype: torch.dtype|str="auto", # dtype of the weights; "auto": as saved
                device_map=None, # as in transformers; None: the CPU
@@ -82,12 +82,17 @@ def load_model(model_path: str|os.PathLike=TINY_LM, # a folder, or a Hub id; the
         raise ValueError(f"can't load {model_path} as a causal language model: {str(e).strip().splitlines()[0]}") from e
     return model.eval(), tokenizer
 
-# %% ../nbs/10_evaluate.ipynb #2057a4e4
+# %% ../nbs/10_evaluate.ipynb #312fda57
 def tiny_lm(torch_dtype: torch.dtype|str="auto") -> tuple: # model and tokenizer
-    "The language model that ships with the package: bfloat16, and no network needed."
-    return load_model(TINY_LM, torch_dtype)
+    "The language model that ships with the package: bfloat16, no network, and no progress bar, as it loads at once."
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: return load_model(TINY_LM, torch_dtype)
+    finally:
+        if shown: logging.enable_progress_bar()
 
-# %% ../nbs/10_evaluate.ipynb #b2fffa44
+# %% ../nbs/10_evaluate.ipynb #c11f4ebf
 @torch.no_grad()
 def get_generation(model, # causal language model
                    tokenizer, # its tokenizer
@@ -104,7 +109,7 @@ def get_generation(model, # causal language model
 
 def _pad_token_id(tokenizer): return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-# %% ../nbs/10_evaluate.ipynb #f2d456d8
+# %% ../nbs/10_evaluate.ipynb #e4fa0cab
 def windows(ids: list[int], # token ids of the text
             context: int, # tokens that the model sees at once
             stride: int, # tokens by which the window moves
@@ -116,7 +121,7 @@ def windows(ids: list[int], # token ids of the text
         start, end = end, min(end + stride, len(ids))
         yield ids[max(0, end - context):end], end - start
 
-# %% ../nbs/10_evaluate.ipynb #b18d2e51
+# %% ../nbs/10_evaluate.ipynb #561f4074
 def _encode(tokenizer, text, vocab_size):
     "Token ids of a text, and the bytes of all but the first of them, which can't be scored. A token for the begin of a text goes first, if there is one."
     ids, bos = tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.bos_token_id
@@ -125,7 +130,7 @@ def _encode(tokenizer, text, vocab_size):
     if max(ids) >= vocab_size: raise ValueError(f"token id {max(ids)} for a vocabulary of {vocab_size}: is the tokenizer the model's own?")
     return ids, len((tokenizer.decode(ids[1:]) if bos is None else text).encode())
 
-# %% ../nbs/10_evaluate.ipynb #83c5a481
+# %% ../nbs/10_evaluate.ipynb #c8e33196
 def _sizes(config, context, stride):
     "Context and stride. If None: the model's limit, 512 at most, and half of the context."
     limit = getattr(config, "max_position_embeddings", None) or math.inf
@@ -135,7 +140,7 @@ def _sizes(config, context, stride):
     if not 0 < stride < context: raise ValueError(f"stride is {stride}; it must be at least 1 and less than the context of {context}")
     return context, stride
 
-# %% ../nbs/10_evaluate.ipynb #ad603102
+# %% ../nbs/10_evaluate.ipynb #c6f72df3
 def _batches(todo, vocab_size, budget=1 << 22):
     "Windows of equal length and score, as many at a time as keep the logits under `budget` numbers."
     size = max(1, budget // (len(todo[0][0]) * vocab_size))
@@ -143,7 +148,7 @@ def _batches(todo, vocab_size, budget=1 << 22):
         ids = [window for window, _ in same]
         for i in range(0, len(ids), size): yield ids[i:i + size], scored
 
-# %% ../nbs/10_evaluate.ipynb #e1dfbb8c
+# %% ../nbs/10_evaluate.ipynb #6ac73292
 def _log_probs(model, ids, scored):
     "Float32 log probabilities of the last `scored` tokens, (batch, scored, vocabulary)."
     return model.eval()(input_ids=ids, use_cache=False).logits[:, -scored-1:-1].float().log_softmax(-1)
@@ -153,7 +158,7 @@ def _kl(logp, reference):
     if reference.shape != logp.shape: raise ValueError(f"the reference has {reference.shape[-1]} tokens, the model {logp.shape[-1]}: no KL between them")
     return F.kl_div(logp, reference, reduction="none", log_target=True).sum(-1).double().sum().item()
 
-# %% ../nbs/10_evaluate.ipynb #083e47bc
+# %% ../nbs/10_evaluate.ipynb #5dc9898a
 @torch.no_grad()
 def evaluate_lm(model, # causal language model
                 tokenizer, # its tokenizer
@@ -177,7 +182,7 @@ def evaluate_lm(model, # causal language model
         count += target.numel()
     return Evaluation(nll, count, nbytes, None if reference is None else kl / count)
 
-# %% ../nbs/10_evaluate.ipynb #5ff8f625
+# %% ../nbs/10_evaluate.ipynb #8b267ac3
 @torch.no_grad()
 def decoding_speed(models: dict, # name -> causal language model
                    tokenizer, # of all of them

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'quantization_config', 'read_quantization_config', 'check_output', 'save_quantized', 'load']
 
-# %% ../nbs/11_hub.ipynb #c761711b
+# %% ../nbs/11_hub.ipynb #48d3cf1c
 import json, os, secrets, shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from .evaluate import check_model_path
 from .layers import QuantizedLinear
 from .quantizer import METHODS, check_method
 
-# %% ../nbs/11_hub.ipynb #3ba7074c
+# %% ../nbs/11_hub.ipynb #b5d8250d
 FORMAT = 1 # of the checkpoint; a reader refuses a higher one
 
 def quantization_config(model: torch.nn.Module, # with quantized layers
@@ -29,14 +29,14 @@ def quantization_config(model: torch.nn.Module, # with quantized layers
     if len(schemes) != 1: raise ValueError(f"the model has {len(schemes) or 'no'} quantization schemes; a checkpoint holds one: quantize the model with one method first")
     return {"quant_method": "tinyq", "scheme": schemes.pop(), "format": FORMAT, "tinyq_version": version("tinyq"), "modules": list(layers)}
 
-# %% ../nbs/11_hub.ipynb #2a2e1982
+# %% ../nbs/11_hub.ipynb #55581ad6
 def read_quantization_config(folder: str|os.PathLike) -> dict|None: # None: not a tinyq checkpoint
     "The `quantization_config` of a folder that tinyq wrote."
     try: config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     except (OSError, ValueError, AttributeError): return None
     return config if isinstance(config, dict) and config.get("quant_method") == "tinyq" else None
 
-# %% ../nbs/11_hub.ipynb #48006419
+# %% ../nbs/11_hub.ipynb #ac4c73df
 def _may_replace(folder):
     "Whether nothing would be missed: no folder, an empty one, or a tinyq checkpoint."
     if folder.is_symlink(): return False
@@ -50,7 +50,7 @@ def check_output(folder: str|os.PathLike) -> Path:
     if not _may_replace(folder): raise FileExistsError(f"{folder} exists and is no tinyq checkpoint; it is left alone: choose another output folder")
     return folder
 
-# %% ../nbs/11_hub.ipynb #1a76258a
+# %% ../nbs/11_hub.ipynb #19678911
 def _untied(model):
     "The state dict; of tensors that are tied only the one that transformers ties the others to."
     state = model.state_dict(keep_vars=True)
@@ -68,7 +68,7 @@ def _write(folder, model, config, tokenizer, extra):
     for name, content in extra.items(): (folder / name).write_bytes(content)
     for f in folder.iterdir(): shutil.copymode(folder / "config.json", f) # safetensors writes files that only their owner can read
 
-# %% ../nbs/11_hub.ipynb #b7c0fe0b
+# %% ../nbs/11_hub.ipynb #cb20c5b8
 def _take_place(new, folder):
     "Rename `new` to `folder`; what was there is put back if that fails, and else removed."
     if not folder.exists(): return os.replace(new, folder)
@@ -80,7 +80,7 @@ def _take_place(new, folder):
         raise
     shutil.rmtree(old)
 
-# %% ../nbs/11_hub.ipynb #9c3422e9
+# %% ../nbs/11_hub.ipynb #e03829e8
 def save_quantized(model, # a quantized transformers model
                    folder: str|os.PathLike, # made, or replaced if it is a tinyq checkpoint
                    tokenizer=None, # saved beside it
@@ -100,7 +100,7 @@ def save_quantized(model, # a quantized transformers model
         raise
     return folder
 
-# %% ../nbs/11_hub.ipynb #68e05a93
+# %% ../nbs/11_hub.ipynb #3e17a907
 def _skeleton(config, folder):
     "The model of a config: parameters on meta, buffers computed. `ValueError` for an unknown architecture."
     import transformers
@@ -110,7 +110,7 @@ def _skeleton(config, folder):
         raise ValueError(f"{folder} names the architecture {name!r}, which transformers {transformers.__version__} lacks")
     with init_empty_weights(include_buffers=False): return cls._from_config(config, dtype=config.dtype)
 
-# %% ../nbs/11_hub.ipynb #335a0ab4
+# %% ../nbs/11_hub.ipynb #5f4ca4b1
 def _swap_listed(model, target, paths):
     "Put an empty `target` on the meta device in the place of each named linear layer."
     modules = dict(model.named_modules())
@@ -119,7 +119,7 @@ def _swap_listed(model, target, paths):
         if not isinstance(old, torch.nn.Linear): raise ValueError(f"the checkpoint has a linear layer {path!r} that {type(model).__name__} lacks")
         model.set_submodule(path, target(old.in_features, old.out_features, old.bias is not None, "meta", old.weight.dtype))
 
-# %% ../nbs/11_hub.ipynb #514c434b
+# %% ../nbs/11_hub.ipynb #8fd69ef7
 def _read_tensors(folder):
     "All tensors of a folder, one file or the shards of an index."
     index = folder / "model.safetensors.index.json"
@@ -129,7 +129,7 @@ def _read_tensors(folder):
     try: return {k: v.clone() for n in names for k, v in load_file(folder / n).items()} # a clone, since these are views of the file
     except SafetensorError as e: raise ValueError(f"a safetensors file of {folder} is damaged ({e}): copy it again") from None
 
-# %% ../nbs/11_hub.ipynb #7dd78ca5
+# %% ../nbs/11_hub.ipynb #962d1c2a
 def _same_kind(got, want):
     "Whether one tensor can stand for the other: floats of any precision, integers only of the same dtype."
     return got.shape == want.shape and (got.dtype == want.dtype or got.is_floating_point() and want.is_floating_point())
@@ -140,7 +140,7 @@ def _check_kinds(model, tensors, folder):
         if got is not None and not _same_kind(got, want):
             raise ValueError(f"{folder} doesn't fit {type(model).__name__}: {name} is {got.dtype} {tuple(got.shape)}, expected {want.dtype} {tuple(want.shape)}")
 
-# %% ../nbs/11_hub.ipynb #0c85ca23
+# %% ../nbs/11_hub.ipynb #ee6397e2
 def _assign(model, tensors, folder):
     "Give `model` the tensors; `ValueError` unless every one has a place and every place is filled."
     _check_kinds(model, tensors, folder)
@@ -152,7 +152,7 @@ def _assign(model, tensors, folder):
     if keys.unexpected_keys or missing: raise ValueError(f"{folder} doesn't fit {type(model).__name__}: missing {missing[:3]}, unexpected {keys.unexpected_keys[:3]}")
     for p in model.parameters(): p.requires_grad_(False)
 
-# %% ../nbs/11_hub.ipynb #c0940214
+# %% ../nbs/11_hub.ipynb #d9567246
 def _check_config(qc, folder):
     "`ValueError` unless this version can read what the checkpoint's config says."
     if qc is None: raise ValueError(f"{folder} is no tinyq checkpoint; open it with load_model()")
@@ -160,7 +160,7 @@ def _check_config(qc, folder):
     if qc["format"] > FORMAT: raise ValueError(f"{folder} has format {qc['format']}; this tinyq reads up to {FORMAT}: upgrade tinyq")
     if not isinstance(qc.get("scheme"), str) or not isinstance(qc.get("modules"), list): raise ValueError(f"{folder} doesn't name a scheme and modules: its config.json is damaged")
 
-# %% ../nbs/11_hub.ipynb #efc04f93
+# %% ../nbs/11_hub.ipynb #bf43463b
 def load(folder: str|os.PathLike, # a folder that `save_quantized` wrote
         ) -> tuple: # model, in eval mode, and tokenizer (None if none was saved)
     "Open a tinyq checkpoint: a skeleton without memory, its layers swapped, the file's tensors put in their places."

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['per_row', 'check_linear', 'w8_a32_forward', 'int8pack_fits', 'linear_in_blocks', 'w8_a16_forward']
 
-# %% ../nbs/06_kernels.ipynb #367e7ce1
+# %% ../nbs/06_kernels.ipynb #02d75610
 import torch
 import torch.nn.functional as F
 from .affine import dequantize_affine
 
-# %% ../nbs/06_kernels.ipynb #c4e3f7b1
+# %% ../nbs/06_kernels.ipynb #536fa58f
 def per_row(value: torch.Tensor|float, # one number, or one for each row, in any shape
             rows: int, # output channels
             name: str="scales", # for the message
@@ -21,7 +21,7 @@ def per_row(value: torch.Tensor|float, # one number, or one for each row, in any
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected one number, or one for each of {rows} output channels")
     return value.reshape(-1, 1)
 
-# %% ../nbs/06_kernels.ipynb #17fe3ccc
+# %% ../nbs/06_kernels.ipynb #d015576e
 def check_linear(x: torch.Tensor, # activations (..., in_features)
                  codes: torch.Tensor, # int8 or uint8 codes (out_features, in_features)
                  bias: torch.Tensor|None=None, # out_features numbers
@@ -35,7 +35,7 @@ def check_linear(x: torch.Tensor, # activations (..., in_features)
     if bias is not None and bias.numel() != len(codes):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected one number for each of {len(codes)} output channels")
 
-# %% ../nbs/06_kernels.ipynb #de7a6f95
+# %% ../nbs/06_kernels.ipynb #4329b5f6
 def w8_a32_forward(input: torch.Tensor, # activations (..., in_features)
                    q_w: torch.Tensor, # int8 codes (out_features, in_features)
                    s_w: torch.Tensor|float, # scale, one or one for each output channel
@@ -50,7 +50,7 @@ def w8_a32_forward(input: torch.Tensor, # activations (..., in_features)
     out = F.linear(input.float(), w, None if bias is None else bias.flatten().float())
     return out.to(input.dtype)
 
-# %% ../nbs/06_kernels.ipynb #23b0ad2e
+# %% ../nbs/06_kernels.ipynb #f804c6bc
 def _aligned(t, to=64):
     "Whether `t` lies in memory without gaps, from an address that `to` divides; False where it has no address (vmap, fake tensors)."
     try: return t.is_contiguous() and t.data_ptr() % to == 0
@@ -69,7 +69,7 @@ def int8pack_fits(x: torch.Tensor, # activations (rows, in_features)
     if torch.is_grad_enabled() and (x.requires_grad or scales is not None and scales.requires_grad): return False
     return _aligned(x) and _aligned(codes) and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
-# %% ../nbs/06_kernels.ipynb #afe54578
+# %% ../nbs/06_kernels.ipynb #fdad1f64
 def linear_in_blocks(inputs: torch.Tensor, # activations (..., in_features)
                      codes: torch.Tensor, # int8 or uint8 (out_features, in_features)
                      scales: torch.Tensor, # (out_features, 1) or (1, 1)
@@ -87,7 +87,7 @@ def linear_in_blocks(inputs: torch.Tensor, # activations (..., in_features)
     parts = zip(codes.split(n), scales.expand(len(codes), 1).split(n), (None,) * len(codes) if bias is None else bias.split(n))
     return torch.cat([part(*p) for p in parts], -1)
 
-# %% ../nbs/06_kernels.ipynb #d06471d9
+# %% ../nbs/06_kernels.ipynb #a63e04bf
 def w8_a16_forward(weights: torch.Tensor, # int8 codes (out_features, in_features)
                    inputs: torch.Tensor, # activations (..., in_features)
                    scales: torch.Tensor|float, # one, or one for each output channel

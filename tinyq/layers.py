@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['QuantizedLinear', 'W8A32LinearLayer', 'W8A16LinearLayer']
 
-# %% ../nbs/07_layers.ipynb #18e14b76
+# %% ../nbs/07_layers.ipynb #154fe51d
 import torch
 from torch import nn
 from .kernels import w8_a16_forward, w8_a32_forward
 from .per_group import QTensor, Scheme, quantize_tensor
 
-# %% ../nbs/07_layers.ipynb #07b7898f
+# %% ../nbs/07_layers.ipynb #f95b3665
 class QuantizedLinear(nn.Module):
     "A linear layer that holds int8 codes and one float32 scale for each output channel. Subclasses say how it multiplies."
     scheme = Scheme.parse("w8a16")
@@ -86,13 +86,13 @@ class QuantizedLinear(nn.Module):
         nbytes = sum(t.nbytes for t in (self.weight, self.scales, self.bias) if t is not None)
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {self.scheme}, {nbytes:,} bytes"
 
-# %% ../nbs/07_layers.ipynb #d95b35a0
+# %% ../nbs/07_layers.ipynb #d3da9537
 class W8A32LinearLayer(QuantizedLinear):
     "8-bit weights, multiplied in float32."
     scheme = Scheme.parse("w8a32")
     def forward(self, input: torch.Tensor) -> torch.Tensor: return w8_a32_forward(input, self.weight, self.scales, 0, self.bias)
 
-# %% ../nbs/07_layers.ipynb #e01beedf
+# %% ../nbs/07_layers.ipynb #dc986def
 class W8A16LinearLayer(QuantizedLinear):
     "8-bit weights, multiplied in the dtype of the activations."
     scheme = Scheme.parse("w8a16")

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check_dim', 'as_rows', 'from_rows', 'linear_q_symmetric_per_channel']
 
-# %% ../nbs/04_per_channel.ipynb #9cfbdb70
+# %% ../nbs/04_per_channel.ipynb #52159334
 import math
 import torch
 from .affine import check_real, dtype_range, quantize_affine
 from .solvers import symr
 
-# %% ../nbs/04_per_channel.ipynb #f4078ee0
+# %% ../nbs/04_per_channel.ipynb #ec0cb9a2
 def check_dim(dim: int, # a dimension, negative to count from the end
               shape: tuple, # of the tensor
              ) -> int: # the same dimension, counted from the front
@@ -22,7 +22,7 @@ def check_dim(dim: int, # a dimension, negative to count from the end
     if not -n <= dim < n: raise IndexError(f"dim is {dim}, but shape {tuple(shape)} has dimensions {-n} to {n-1}")
     return dim % n
 
-# %% ../nbs/04_per_channel.ipynb #c8051248
+# %% ../nbs/04_per_channel.ipynb #584b3c04
 def as_rows(x: torch.Tensor, # any shape
             dim: int|None=0, # channel dimension; None: the whole tensor is one row
            ) -> torch.Tensor: # (channels, the rest)
@@ -31,7 +31,7 @@ def as_rows(x: torch.Tensor, # any shape
     x = x.movedim(check_dim(dim, x.shape), 0)
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
-# %% ../nbs/04_per_channel.ipynb #2b1aed5e
+# %% ../nbs/04_per_channel.ipynb #eac5942e
 def from_rows(rows: torch.Tensor, # (channels, the rest)
               shape: tuple, # the shape that `as_rows` was given
               dim: int|None=0, # its channel dimension
@@ -43,7 +43,7 @@ def from_rows(rows: torch.Tensor, # (channels, the rest)
     dim = check_dim(dim, shape)
     return rows.reshape(shape[dim], *shape[:dim], *shape[dim+1:]).movedim(0, dim)
 
-# %% ../nbs/04_per_channel.ipynb #5db1db1a
+# %% ../nbs/04_per_channel.ipynb #1b6568c4
 def linear_q_symmetric_per_channel(input_tensor: torch.Tensor, # real values, any rank
                                    dim: int|None=0, # channel dimension; None: one scale for the whole tensor
                                    dtype: torch.dtype=torch.int8, # of the codes; unsigned only for values >= 0

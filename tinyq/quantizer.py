@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'check_method', 'get_memory_footprint', 'compute_module_sizes', 'LayerReport', 'weight_sqnr',
            'layer_report', 'report_table', 'Quantizer']
 
-# %% ../nbs/09_quantizer.ipynb #46645d96
+# %% ../nbs/09_quantizer.ipynb #a50ce0be
 import logging, math, os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from .layers import W8A16LinearLayer, W8A32LinearLayer
 from .per_group import BLOCK, QTensor
 from .replace import Coverage, check_exclude, coverage, memory_key, own_tensors, replace_linear_with_target_and_quantize
 
-# %% ../nbs/09_quantizer.ipynb #b37c39ff
+# %% ../nbs/09_quantizer.ipynb #b764014e
 METHODS = {"w8a32": W8A32LinearLayer, "w8a16": W8A16LinearLayer} # name -> class of the layers
 
 def check_method(method: str) -> str: # the same
@@ -25,12 +25,12 @@ def check_method(method: str) -> str: # the same
     if method not in METHODS: raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
     return method
 
-# %% ../nbs/09_quantizer.ipynb #b5ec9af8
+# %% ../nbs/09_quantizer.ipynb #bd1463cc
 def get_memory_footprint(model: nn.Module) -> int: # bytes
     "Bytes of all parameters and buffers, shared memory counted once."
     return sum({memory_key(t): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
 
-# %% ../nbs/09_quantizer.ipynb #cb6c1207
+# %% ../nbs/09_quantizer.ipynb #4a87528e
 def compute_module_sizes(model: nn.Module) -> dict[str, int]: # dotted path -> bytes; "" is the whole model
     "Bytes of every module with all that is below it, shared memory counted once, where it comes first."
     sizes, seen = {}, set()
@@ -43,7 +43,7 @@ def compute_module_sizes(model: nn.Module) -> dict[str, int]: # dotted path -> b
             sizes[key] = sizes.get(key, 0) + sum(fresh.values())
     return sizes
 
-# %% ../nbs/09_quantizer.ipynb #2a3478a9
+# %% ../nbs/09_quantizer.ipynb #69a43d81
 @dataclass(frozen=True)
 class LayerReport:
     "What became of one module."
@@ -56,7 +56,7 @@ class LayerReport:
     sqnr: float|None # decibels, of the weight
     skipped: str|None # why it was left alone
 
-# %% ../nbs/09_quantizer.ipynb #6b095133
+# %% ../nbs/09_quantizer.ipynb #cee1a4ec
 def weight_sqnr(weight: torch.Tensor, # float (rows, columns), not empty
                 q: QTensor, # its codes
                ) -> float: # decibels; infinite where nothing was lost
@@ -71,7 +71,7 @@ def weight_sqnr(weight: torch.Tensor, # float (rows, columns), not empty
         signal, noise = signal + power(x), noise + power(x - rows.dequantize())
     return 10 * math.log10(signal / noise) if noise else math.inf
 
-# %% ../nbs/09_quantizer.ipynb #ee055a1b
+# %% ../nbs/09_quantizer.ipynb #9b3b276f
 def layer_report(c: Coverage, # of the module, before
                  old: nn.Module, # the module before
                  new: nn.Module, # what stands in its place
@@ -81,7 +81,7 @@ def layer_report(c: Coverage, # of the module, before
     db = weight_sqnr(old.weight, new.qtensor)
     return LayerReport(c.path, c.kind, str(new.scheme), c.params, c.nbytes, get_memory_footprint(new), db, None)
 
-# %% ../nbs/09_quantizer.ipynb #8f364865
+# %% ../nbs/09_quantizer.ipynb #900a0fc3
 def report_table(rows: list[LayerReport]) -> str:
     "The report as text: a line for each module, and the sum."
     lines = [("module", "bytes before", "after", "what became of it")]
@@ -92,7 +92,7 @@ def report_table(rows: list[LayerReport]) -> str:
     wide = max(len(path) for path, *_ in lines)
     return "\n".join(f"{path:<{wide}} {before:>15} {after:>13}  {what}".rstrip() for path, before, after, what in lines)
 
-# %% ../nbs/09_quantizer.ipynb #0dcce9b7
+# %% ../nbs/09_quantizer.ipynb #d93cac37
 def _save_whole(state: dict, path: Path):
     "`torch.save`, whole or not at all."
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; give a file name")
@@ -103,7 +103,7 @@ def _save_whole(state: dict, path: Path):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/09_quantizer.ipynb #bd611651
+# %% ../nbs/09_quantizer.ipynb #2e08e5b2
 class Quantizer:
     "Quantize the linear layers of any model, in place, and report what was done."
     def __init__(self,

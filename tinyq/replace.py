@@ -6,7 +6,7 @@
 __all__ = ['excluded_by', 'check_exclude', 'own_tensors', 'memory_key', 'skip_reason', 'Coverage', 'coverage',
            'replace_linear_with_target_and_quantize', 'replace_linear_with_target']
 
-# %% ../nbs/08_replace.ipynb #d28986e2
+# %% ../nbs/08_replace.ipynb #90dd2744
 from collections import defaultdict
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 from .layers import QuantizedLinear
 
-# %% ../nbs/08_replace.ipynb #7d6b380a
+# %% ../nbs/08_replace.ipynb #3fe7dd5a
 def excluded_by(path: str, # dotted path of a module
                 patterns: Iterable[str], # bare names, dotted paths or globs
                ) -> str|None: # the first pattern that matches
@@ -27,7 +27,7 @@ def excluded_by(path: str, # dotted path of a module
     for p in patterns:
         if any(a == p or a.endswith("." + p) or fnmatchcase(a, p) for a in around): return p
 
-# %% ../nbs/08_replace.ipynb #927becab
+# %% ../nbs/08_replace.ipynb #ae65c405
 def check_exclude(model: nn.Module, # where the names should be
                   exclude: Iterable[str]|str|None, # patterns, or one
                  ) -> list[str]: # the patterns
@@ -41,7 +41,7 @@ def check_exclude(model: nn.Module, # where the names should be
         raise ValueError(f"exclude pattern {pattern!r} matches no module; there is {', '.join(map(repr, near)) or 'none: the model has no children'}")
     return exclude
 
-# %% ../nbs/08_replace.ipynb #fdc59f72
+# %% ../nbs/08_replace.ipynb #81a90b7c
 def own_tensors(module: nn.Module) -> list[torch.Tensor]:
     "Parameters and buffers of the module itself, not of its children."
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -50,7 +50,7 @@ def memory_key(t: torch.Tensor) -> int:
     "Equal for tensors that start at the same memory; a tensor without any (on meta, or empty) only equals itself."
     return t.data_ptr() or id(t)
 
-# %% ../nbs/08_replace.ipynb #5b018384
+# %% ../nbs/08_replace.ipynb #67c1fbfa
 def skip_reason(module: nn.Module, # holds tensors
                 sharing: list[str], # paths of other modules that hold its weight
                 reader: str|None=None, # class of the module around it, if that reads the weight itself
@@ -68,7 +68,7 @@ def skip_reason(module: nn.Module, # holds tensors
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return "has hooks, which would be lost" if any(hooks) or "forward" in vars(module) else None # a forward of its own: accelerate's way
 
-# %% ../nbs/08_replace.ipynb #b89cb927
+# %% ../nbs/08_replace.ipynb #a5e31ef8
 @dataclass(frozen=True)
 class Coverage:
     "One module that holds weights, and whether it is (to be) quantized."
@@ -78,7 +78,7 @@ class Coverage:
     nbytes: int # what they and its buffers occupy
     skipped: str|None # None: quantized; else the reason why not
 
-# %% ../nbs/08_replace.ipynb #738cb429
+# %% ../nbs/08_replace.ipynb #2f64cde8
 def coverage(model: nn.Module, # any model, float or quantized
              exclude: Iterable[str]=(), # names, paths or globs to leave alone
             ) -> list[Coverage]:
@@ -101,7 +101,7 @@ def coverage(model: nn.Module, # any model, float or quantized
         rows.append(Coverage(ps[0], type(m).__name__, params, sum(t.nbytes for t in fresh), why))
     return rows
 
-# %% ../nbs/08_replace.ipynb #16a65222
+# %% ../nbs/08_replace.ipynb #eab385ae
 def _swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
     "Put `new[old]` wherever `old` stands in `model`; a module used twice stays one module."
     for parent in list(model.modules()):
@@ -109,7 +109,7 @@ def _swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
             if child in new: parent._modules[name] = new[child]
     return new.get(model, model)
 
-# %% ../nbs/08_replace.ipynb #75b4f600
+# %% ../nbs/08_replace.ipynb #1784c1be
 def _replace(model, exclude, make, progress=None):
     "Make a new layer for each that `coverage` lets pass, then swap."
     modules = dict(model.named_modules())
@@ -120,7 +120,7 @@ def _replace(model, exclude, make, progress=None):
         except (TypeError, ValueError) as e: raise ValueError(f"layer {path!r}: {e}; nothing was changed") from e
     return _swap(model, new)
 
-# %% ../nbs/08_replace.ipynb #5a1002de
+# %% ../nbs/08_replace.ipynb #8d90dab5
 def replace_linear_with_target_and_quantize(module: nn.Module, # changed in place
                                             target_class: type, # such as `W8A16LinearLayer`
                                             module_name_to_exclude: Iterable[str]=(), # names, paths or globs to leave alone
@@ -129,7 +129,7 @@ def replace_linear_with_target_and_quantize(module: nn.Module, # changed in plac
     "Swap every linear layer for its quantized copy. `ValueError`, naming the layer, leaves the model as it was."
     return _replace(module, module_name_to_exclude, target_class.from_linear, progress)
 
-# %% ../nbs/08_replace.ipynb #99ea8972
+# %% ../nbs/08_replace.ipynb #64fe4ab0
 def replace_linear_with_target(module: nn.Module, # changed in place
                                target_class: type, # such as `W8A16LinearLayer`
                                module_name_to_exclude: Iterable[str]=(), # names, paths or globs to leave alone

@@ -7,13 +7,13 @@ __all__ = ['GRIDS', 'SOLVERS', 'extremes', 'round_scale', 'minmax', 'symr', 'sym
            'find_scale_and_zero_point', 'get_q_scale_symmetric', 'linear_q', 'linear_q_with_eval', 'linear_q_symmetric',
            'percentile', 'mse', 'entropy', 'rtn', 'get_solver']
 
-# %% ../nbs/02_solvers.ipynb #5dd82800
+# %% ../nbs/02_solvers.ipynb #e078cee8
 import math, torch
 from functools import partial
 from typing import Callable
 from .affine import check_real, dtype_range, int_range, linear_dequantization, linear_q_with_scale_and_zero_point
 
-# %% ../nbs/02_solvers.ipynb #d909dee8
+# %% ../nbs/02_solvers.ipynb #61856d57
 def extremes(x: torch.Tensor, # groups along the last axis
             ) -> tuple[torch.Tensor, torch.Tensor]: # lowest and highest value a group, float32, (..., 1)
     """The range of each group, widened to include 0.
@@ -27,7 +27,7 @@ def extremes(x: torch.Tensor, # groups along the last axis
         raise ValueError("x holds NaN, infinity or a value beyond float32: no grid covers them")
     return lo.clamp_(max=0), hi.clamp_(min=0)
 
-# %% ../nbs/02_solvers.ipynb #e7b8c422
+# %% ../nbs/02_solvers.ipynb #b3d8ad25
 def round_scale(scale: torch.Tensor, # computed scales, float32
                 scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
                 saturate: bool=False, # move what doesn't fit to the nearest scale that does, instead of raising
@@ -43,7 +43,7 @@ def round_scale(scale: torch.Tensor, # computed scales, float32
                          f"({tiny:.3g} to {big:.3g}); use scale_dtype=torch.float32")
     return torch.copysign(size.clamp_(tiny, big), scale).to(scale_dtype).float().masked_fill_(scale == 0, 1)
 
-# %% ../nbs/02_solvers.ipynb #c8438677
+# %% ../nbs/02_solvers.ipynb #4b865380
 def minmax(x: torch.Tensor, # groups along the last axis
            qmin: int=-128, qmax: int=127, # range of the codes
            scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -55,7 +55,7 @@ def minmax(x: torch.Tensor, # groups along the last axis
     scale = round_scale(hi / (qmax-qmin) - lo / (qmax-qmin), scale_dtype)
     return scale, (qmin - lo / scale).round_().clamp_(qmin, qmax).to(torch.int32)
 
-# %% ../nbs/02_solvers.ipynb #f134a55d
+# %% ../nbs/02_solvers.ipynb #a435b133
 def symr(x: torch.Tensor, # groups along the last axis
          qmin: int=-128, qmax: int=127, # range of the codes; `-qmax` to `qmax` are used
          scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -67,7 +67,7 @@ def symr(x: torch.Tensor, # groups along the last axis
         raise ValueError(f"x goes down to {lo.min().item():.4g}, codes {qmin} to {qmax} do not; use minmax")
     return round_scale(torch.maximum(-lo, hi) / qmax, scale_dtype), None
 
-# %% ../nbs/02_solvers.ipynb #4454de64
+# %% ../nbs/02_solvers.ipynb #c76f6eb8
 def symf(x: torch.Tensor, # groups along the last axis
          qmin: int=-128, qmax: int=127, # range of the codes, all of which are used
          scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -77,7 +77,7 @@ def symf(x: torch.Tensor, # groups along the last axis
     lo, hi = extremes(x)
     return round_scale(torch.where(hi > -lo, hi, lo) / qmin, scale_dtype), None
 
-# %% ../nbs/02_solvers.ipynb #d321c7e7
+# %% ../nbs/02_solvers.ipynb #a8cfbeb5
 GRIDS = {"symr": symr, "symf": symf, "asym": minmax}
 
 def check_grid(grid: str, # "symr", "symf" or "asym"
@@ -94,7 +94,7 @@ def solve(x: torch.Tensor, # groups along the last axis, floating
     "The round-to-nearest grid for `x`: its extremes, nothing searched."
     return check_grid(grid)(x, *int_range(bits, narrow=grid == "symr"), scale_dtype)
 
-# %% ../nbs/02_solvers.ipynb #139cd9eb
+# %% ../nbs/02_solvers.ipynb #31404d51
 def find_scale_and_zero_point(tensor: torch.Tensor, # real values
                               dtype: torch.dtype=torch.int8, # dtype of the codes
                              ) -> tuple[torch.Tensor, int]: # scale (a scalar tensor) and zero point
@@ -108,7 +108,7 @@ def get_q_scale_symmetric(tensor: torch.Tensor, # real values
     "`max|tensor| / qmax`."
     return symr(check_real(tensor).reshape(1, -1), *dtype_range(dtype))[0].item()
 
-# %% ../nbs/02_solvers.ipynb #81323c4b
+# %% ../nbs/02_solvers.ipynb #83a68a32
 def linear_q(tensor: torch.Tensor, # real values
              dtype: torch.dtype=torch.int8, # dtype of the codes
             ) -> torch.Tensor: # codes
@@ -131,7 +131,7 @@ def linear_q_symmetric(tensor: torch.Tensor, # real values
     scale = get_q_scale_symmetric(tensor, dtype)
     return linear_q_with_scale_and_zero_point(tensor, scale, 0, dtype), scale
 
-# %% ../nbs/02_solvers.ipynb #40187af7
+# %% ../nbs/02_solvers.ipynb #6b1e36bf
 def percentile(x: torch.Tensor, # groups along the last axis
                qmin: int=-128, qmax: int=127, # range of the codes
                scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -147,7 +147,7 @@ def percentile(x: torch.Tensor, # groups along the last axis
     clipped = torch.cat([x.kthvalue(i, -1, keepdim=True).values.float() for i in (n + 1 - k, k)], -1)
     return check_grid(grid)(torch.where(clipped.any(-1, keepdim=True), clipped, ends), qmin, qmax, scale_dtype)
 
-# %% ../nbs/02_solvers.ipynb #fe382b3d
+# %% ../nbs/02_solvers.ipynb #5824a540
 class _Search:
     "The best grid so far for each group, by squared error."
     def __init__(self, x, scale, zero, qmin, qmax, scale_dtype):
@@ -171,7 +171,7 @@ class _Search:
         if isinstance(zero, torch.Tensor): self.zero = zero.where(better, self.zero)
         return torch.where(power > 0, scale * (along / power), scale)
 
-# %% ../nbs/02_solvers.ipynb #64467895
+# %% ../nbs/02_solvers.ipynb #4626f118
 def mse(x: torch.Tensor, # groups along the last axis
         qmin: int=-128, qmax: int=127, # range of the codes
         scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -192,7 +192,7 @@ def mse(x: torch.Tensor, # groups along the last axis
     best.try_(best.scale, best.zero, refits=2)
     return best.scale, None if zero is None else best.zero.to(torch.int32)
 
-# %% ../nbs/02_solvers.ipynb #1184a074
+# %% ../nbs/02_solvers.ipynb #bf92ae56
 def _histogram(x, top, bins):
     "Counts of `|x|` in equal bins from 0 to `top`, for each group; a million values at a time."
     counts = torch.zeros(*x.shape[:-1], bins, device=x.device, dtype=torch.float64)
@@ -213,7 +213,7 @@ def _divergence(counts, stop, qmax):
     p, q = (v / v.sum(-1, keepdim=True).clamp_(min=1e-12) for v in (p, q))
     return torch.xlogy(p, p / q.clamp_(min=1e-7)).sum(-1, keepdim=True)
 
-# %% ../nbs/02_solvers.ipynb #66087173
+# %% ../nbs/02_solvers.ipynb #0d175132
 def entropy(x: torch.Tensor, # groups along the last axis, of many more values than `bins`
             qmin: int=-128, qmax: int=127, # range of the codes
             scale_dtype: torch.dtype=torch.float32, # how the scale will be stored
@@ -234,7 +234,7 @@ def entropy(x: torch.Tensor, # groups along the last axis, of many more values t
         clip, least = torch.where(kl < least, stop / bins, clip), torch.minimum(kl, least)
     return round_scale(top * (clip / qmax), scale_dtype), None
 
-# %% ../nbs/02_solvers.ipynb #608f1c5c
+# %% ../nbs/02_solvers.ipynb #dc925f50
 def rtn(x: torch.Tensor, # groups along the last axis
         qmin: int=-128, qmax: int=127, # range of the codes
         scale_dtype: torch.dtype=torch.float32, # how the scale will be stored

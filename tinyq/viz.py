@@ -6,16 +6,16 @@
 __all__ = ['CARD', 'INK', 'MUTED', 'FAINT', 'PALETTE', 'WIDTH', 'STYLE', 'contrast', 'readable', 'styled', 'plot_number_line',
            'plot_roundtrip', 'plot_hist_grid', 'plot_scale_map', 'plot_lines', 'plot_error_vs_bits', 'plot_tradeoff']
 
-# %% ../nbs/00_viz.ipynb #da5de226
+# %% ../nbs/00_viz.ipynb #3916d8cd
 import functools
 import matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 
-# %% ../nbs/00_viz.ipynb #275ed762
+# %% ../nbs/00_viz.ipynb #2455f544
 CARD, INK, MUTED, FAINT = "#faf9f5", "#22252a", "#575d66", "#d8d6cf" # ground, text, quieter text, hairlines
 
-# %% ../nbs/00_viz.ipynb #b57b0ab1
+# %% ../nbs/00_viz.ipynb #3ad17736
 def contrast(a: str, # a colour, as matplotlib reads it
              b: str=CARD, # the colour beside or behind it
             ) -> float: # from 1 (the same) to 21 (black on white)
@@ -27,10 +27,10 @@ def contrast(a: str, # a colour, as matplotlib reads it
     dark, light = sorted(linear @ [.2126, .7152, .0722])
     return float((light + .05)/(dark + .05))
 
-# %% ../nbs/00_viz.ipynb #dab95993
+# %% ../nbs/00_viz.ipynb #6fdd35db
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"] # Okabe and Ito, without yellow
 
-# %% ../nbs/00_viz.ipynb #00cdff54
+# %% ../nbs/00_viz.ipynb #c4b08fe1
 def readable(color: str, # a colour of `PALETTE`, say
              on: str=CARD, # what the text stands on, light
              at_least: float=4.5, # the contrast to reach
@@ -39,7 +39,7 @@ def readable(color: str, # a colour of `PALETTE`, say
     shades = [to_hex(np.array(to_rgb(color))*(1 - k/100)) for k in range(101)]
     return next((c for c in shades if contrast(c, on) >= at_least), shades[-1])
 
-# %% ../nbs/00_viz.ipynb #4797605f
+# %% ../nbs/00_viz.ipynb #094126d4
 WIDTH = 8 # inches, every figure
 STYLE = {"figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "figure.dpi": 100, "savefig.dpi": 100,
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -47,7 +47,7 @@ STYLE = {"figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": 
     "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "axes.edgecolor": MUTED, "axes.spines.top": False,
     "axes.spines.right": False, "grid.color": FAINT, "grid.linewidth": .8, "lines.linewidth": 1.8, "image.interpolation": "nearest"}
 
-# %% ../nbs/00_viz.ipynb #5c957662
+# %% ../nbs/00_viz.ipynb #59af0877
 def styled(plot): # a function that draws
     "`plot`, run in the course's style and leaving matplotlib's settings as they were."
     @functools.wraps(plot)
@@ -56,7 +56,7 @@ def styled(plot): # a function that draws
         with plt.rc_context(STYLE): return plot(*args, **kwargs)
     return wrapper
 
-# %% ../nbs/00_viz.ipynb #5552313a
+# %% ../nbs/00_viz.ipynb #e5e922b6
 def _array(x, name, dims=()):
     "`x` as a float64 numpy array; raises, naming it, unless it is finite, not empty and of one of `dims` dimensions."
     try: a = torch.as_tensor(x).detach().cpu().double().numpy()
@@ -73,7 +73,7 @@ def _scalar(x, name):
     if a.size != 1: raise ValueError(f"{name} has shape {a.shape}; wanted one number")
     return a.item()
 
-# %% ../nbs/00_viz.ipynb #08236cb5
+# %% ../nbs/00_viz.ipynb #91692cca
 def _card(height):
     "A figure of the course's width; an invisible frame keeps a tight crop from cutting into it."
     fig = plt.figure(figsize=(WIDTH, height), layout="constrained")
@@ -88,13 +88,13 @@ def _axes(height, title=None, xlabel=None, ylabel=None, ax=None):
     ax.set(title=title or "", xlabel=xlabel or "", ylabel=ylabel or "")
     return ax
 
-# %% ../nbs/00_viz.ipynb #1a76a898
+# %% ../nbs/00_viz.ipynb #07ce172f
 def _num(v, digits=4):
     "A number as a short text with a real minus sign."
     text = str(int(v)) if v == int(v) and abs(v) < 1e6 else f"{v:.{digits}g}"
     return text.replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
 
-# %% ../nbs/00_viz.ipynb #153a138f
+# %% ../nbs/00_viz.ipynb #0375e4eb
 def _spread(y, gap, lo=-np.inf, hi=np.inf):
     "The places nearest to `y` (least squares) that keep its order and stand `gap` apart, from `lo` to `hi`."
     order, blocks, shift = np.argsort(y, kind="stable"), [], gap*np.arange(len(y))
@@ -107,7 +107,7 @@ def _spread(y, gap, lo=-np.inf, hi=np.inf):
     places[order] = np.clip(np.repeat(*zip(*blocks)), lo, max(lo, hi - shift[-1])) + shift
     return places
 
-# %% ../nbs/00_viz.ipynb #1f36f01a
+# %% ../nbs/00_viz.ipynb #6df01fd8
 @styled
 def plot_number_line(x: torch.Tensor, # a few real values, at most 24
                      scale: float, # step between two codes
@@ -129,7 +129,7 @@ def plot_number_line(x: torch.Tensor, # a few real values, at most 24
     _codes_below(ax, q, codes, s, z, _values_above(ax, x))
     return ax
 
-# %% ../nbs/00_viz.ipynb #5c9f12eb
+# %% ../nbs/00_viz.ipynb #fc3e239a
 def _two_lines(ax, x, at, step):
     "The empty number line: reals at height 1, a tick for each code at height 0, every second rounding zone shaded."
     lo, hi = min(at.min(), x.min()), max(at.max(), x.max()); few, pad = len(at) <= 17, .03*(hi - lo)
@@ -172,7 +172,7 @@ def _codes_below(ax, q, codes, s, z, point):
         if free or few: ax.text(s*(c - z), -.2, _num(c), ha="center", va="center")
         if free: ax.text(s*(c - z), -.5, _num(s*(c - z), 3), ha="center", va="center", color=MUTED, fontsize=9)
 
-# %% ../nbs/00_viz.ipynb #87670435
+# %% ../nbs/00_viz.ipynb #8dc4d009
 @styled
 def plot_roundtrip(original: torch.Tensor, # real values, one or two dimensions
                    codes: torch.Tensor, # their codes, the same shape
@@ -225,7 +225,7 @@ def _four(x, q, r, e, title):
     if title: fig.suptitle(title, x=.012, ha="left", fontweight="bold", fontsize=11)
     return fig, fig.subplots(4//n, n, squeeze=False).ravel(), digits
 
-# %% ../nbs/00_viz.ipynb #0c537f6a
+# %% ../nbs/00_viz.ipynb #0b4a1512
 @styled
 def plot_hist_grid(x: torch.Tensor, # real values, any shape
                    levels: torch.Tensor, # the real values that the grid can represent
@@ -247,7 +247,7 @@ def plot_hist_grid(x: torch.Tensor, # real values, any shape
     ax.set_ylim(0, top)
     return ax
 
-# %% ../nbs/00_viz.ipynb #4afc0975
+# %% ../nbs/00_viz.ipynb #cb0f7a33
 @styled
 def plot_scale_map(scale: torch.Tensor, # (channels, groups), also (channels, groups, 1), (channels,) or one scale
                    title: str=None, # short
@@ -264,7 +264,7 @@ def plot_scale_map(scale: torch.Tensor, # (channels, groups), also (channels, gr
     _count(ax.xaxis, a.shape[1]); _count(ax.yaxis, a.shape[0]); _bar(im, ax, pad=.02).set_label("scale")
     return ax
 
-# %% ../nbs/00_viz.ipynb #4f560030
+# %% ../nbs/00_viz.ipynb #7db8e37a
 def _end_labels(ax, ends):
     "Write the name of each series right of its last point: `ends` holds (x, y, name, colour)."
     ax.figure.draw_without_rendering()
@@ -274,7 +274,7 @@ def _end_labels(ax, ends):
                         arrowprops=dict(arrowstyle="-", color=color, lw=.8, shrinkA=1, shrinkB=4))
             for (x, y, name, color), p in zip(ends, _spread(at, gap, 0, 1))]
 
-# %% ../nbs/00_viz.ipynb #af6ef7db
+# %% ../nbs/00_viz.ipynb #245408e2
 def _look(i, dots=True):
     "How series number `i` looks: colour, marker and, after seven, dashes."
     return dict(color=PALETTE[i % 7], marker="os^Dv*P"[i % 7] if dots else None, ls=("-", "--", ":")[i//7 % 3])
@@ -288,7 +288,7 @@ def _series(curves, n=None, positive=False):
         if positive and y.min() <= 0: raise ValueError(f"curve {name!r} goes down to {y.min():g}, which has no logarithm")
     return curves
 
-# %% ../nbs/00_viz.ipynb #9280ee52
+# %% ../nbs/00_viz.ipynb #8c02612b
 @styled
 def plot_lines(x: list, # places on the horizontal axis
                curves: dict, # name -> as many values as `x` has
@@ -306,7 +306,7 @@ def plot_lines(x: list, # places on the horizontal axis
     _end_labels(ax, [(x[-1], y[-1], name, PALETTE[i % 7]) for i, (name, y) in enumerate(curves.items())])
     return ax
 
-# %% ../nbs/00_viz.ipynb #8b23dcca
+# %% ../nbs/00_viz.ipynb #6984d344
 @styled
 def plot_error_vs_bits(curves: dict, # method -> SQNR in dB, one a bit width
                        bits: list, # the bit widths
@@ -323,7 +323,7 @@ def plot_error_vs_bits(curves: dict, # method -> SQNR in dB, one a bit width
         ax.texts[-1].set_color(MUTED); ax.texts[-1].arrow_patch.set_color(MUTED)
     return ax
 
-# %% ../nbs/00_viz.ipynb #2586c3f4
+# %% ../nbs/00_viz.ipynb #55dddf55
 def _frontier(points, sign):
     "The points that no smaller one beats, by size; `sign` is 1 where less is better, -1 where more is."
     best = []
@@ -351,7 +351,7 @@ def _cost(ax, t, spot, taken, dots, paths):
     off = b.x0 < f.x0 or b.x1 > f.x1 or b.y0 < f.y0 or b.y1 > f.y1
     return 50*sum(b.overlaps(o) for o in taken) + 50*off + 20*hit(dots, 5) + hit(paths, 1) + .05*np.hypot(*spot[:2])
 
-# %% ../nbs/00_viz.ipynb #0ec307cc
+# %% ../nbs/00_viz.ipynb #4a52539b
 @styled
 def plot_tradeoff(points: dict, # series -> list of (x, y, label); an empty label is left out
                   xlabel: str="bits per weight", # what the horizontal axis is

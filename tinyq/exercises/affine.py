@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['check_six_codes', 'check_half_away', 'check_to_unsigned', 'check_moved_tie', 'check_int_dot']
 
-# %% ../../nbs/solutions/01_affine.ipynb #c8199f93
+# %% ../../nbs/solutions/01_affine.ipynb #845cf90b
 import torch
 from ..affine import int_range, quantize_affine, dequantize_affine
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/01_affine.ipynb #fc20eb17
+# %% ../../nbs/solutions/01_affine.ipynb #d9e38af8
 @exercise("1.1 Six codes in your head")
 def check_six_codes(codes):
     x = torch.tensor([-3., -1, 1, 3, 5, 100])
@@ -22,7 +22,7 @@ def check_six_codes(codes):
         why = "the range is 0 to 7: clamp last" if not 0 <= r/2 + 1 <= 7 else "a tie goes to the even side, and z is added after rounding"
         raise AssertionError(f"the code of {r:g} is not {got} ({why})")
 
-# %% ../../nbs/solutions/01_affine.ipynb #ca0bb1b0
+# %% ../../nbs/solutions/01_affine.ipynb #59a18a49
 @exercise("1.2 Round half away from zero")
 def check_half_away(round_half_away):
     for r, want, why in [(2.3, 2, "not a tie: nearest integer"), (2.7, 3, "not a tie: nearest integer"),
@@ -35,7 +35,7 @@ def check_half_away(round_half_away):
         assert got.shape == (1,), f"a tensor of shape (1,) came back with shape {tuple(got.shape)}"
         assert got.item() == want, f"{r!r} became {got.item():g}, expected {want} ({why})"
 
-# %% ../../nbs/solutions/01_affine.ipynb #36424b13
+# %% ../../nbs/solutions/01_affine.ipynb #4a7a055f
 @exercise("1.3 From signed to unsigned")
 def check_to_unsigned(to_unsigned):
     for bits, z in ((8, -90), (8, 0), (4, 3)):
@@ -51,7 +51,7 @@ def check_to_unsigned(to_unsigned):
         assert u.tolist() == want, f"{call} gave the codes {u.tolist()}, expected {want}"
         assert torch.equal(dequantize_affine(u, .1, uz), dequantize_affine(q, .1, z)), f"{call}: the codes are right, but with zero point {uz} they stand for other numbers than before"
 
-# %% ../../nbs/solutions/01_affine.ipynb #e1b1f611
+# %% ../../nbs/solutions/01_affine.ipynb #2191eaf0
 @exercise("1.4 A tie that the reciprocal moves")
 def check_moved_tie(x):
     x, s = torch.as_tensor(x, dtype=torch.float32), torch.tensor(0.7)
@@ -60,7 +60,7 @@ def check_moved_tie(x):
     assert abs(by_division) <= 127 and abs(by_reciprocal) <= 127, f"{x.item():g} is outside the range: it is clamped either way"
     assert by_division != by_reciprocal, f"{x.item():.9g} gets the code {by_division:g} by both ways: look next to the ties, at (k + 0.5) * 0.7"
 
-# %% ../../nbs/solutions/01_affine.ipynb #38a598c9
+# %% ../../nbs/solutions/01_affine.ipynb #4756b5b7
 @exercise("1.5 A dot product on the codes")
 def check_int_dot(int_dot):
     g = torch.Generator().manual_seed(0)

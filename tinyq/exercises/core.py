@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['expect', 'exercise']
 
-# %% ../../nbs/solutions/00_exercises.ipynb #0ae2874c
+# %% ../../nbs/solutions/00_exercises.ipynb #49dea004
 import functools
 from typing import Callable
 import torch
 
-# %% ../../nbs/solutions/00_exercises.ipynb #a63aeaab
+# %% ../../nbs/solutions/00_exercises.ipynb #e3a810c0
 def expect(got, # what the learner's code gave
            want, # what the oracle gave: a tensor, a number, or anything with `==`
            call: str, # how it was called, for the message
@@ -29,7 +29,7 @@ def expect(got, # what the learner's code gave
         i = tuple((off | got.isnan()).nonzero()[0].tolist())
         raise AssertionError(f"{call} gave {got[i].item():.6g}" + (f" at {list(i)}" if i else "") + f", expected {want[i].item():.6g}")
 
-# %% ../../nbs/solutions/00_exercises.ipynb #f491595e
+# %% ../../nbs/solutions/00_exercises.ipynb #638fe374
 def exercise(name: str, # number and title, such as "1.1 Integer ranges"
             ) -> Callable: # a decorator for a judge, which raises `AssertionError` with the reason
     "Turn a judge into a check that prints one line and returns whether the answer is right."

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['check_bits_for', 'check_outside', 'careless_fp16', 'check_killer', 'check_lloyd_step']
 
-# %% ../../nbs/solutions/03_error.ipynb #feb03e85
+# %% ../../nbs/solutions/03_error.ipynb #f56c347e
 import math
 import torch
 from ..affine import dequantize_affine, quantize_affine
 from ..error import sqnr
 from .core import exercise
 
-# %% ../../nbs/solutions/03_error.ipynb #b757f4de
+# %% ../../nbs/solutions/03_error.ipynb #d891b257
 @exercise("3.1 How many bits?")
 def check_bits_for(bits_for):
     for target, crest in (48., 4.), (48., math.sqrt(3)), (30., math.sqrt(2)), (20., 10.):
@@ -23,7 +23,7 @@ def check_bits_for(bits_for):
         assert least >= target, f"{call} gave {b:g}, but {b:g} bits reach only {least:.1f} dB"
         assert enough < target, f"{call} gave {b:g}, but {b-1:g} bits reach {enough:.1f} dB already"
 
-# %% ../../nbs/solutions/03_error.ipynb #ca10a8ba
+# %% ../../nbs/solutions/03_error.ipynb #777014fb
 @exercise("3.2 Where the bound ends")
 def check_outside(outside):
     x = torch.tensor([-2.2, -1.66, -1.4, -.84, 0., .5, .74, 1.2, 1.44, 1.6])
@@ -37,14 +37,14 @@ def check_outside(outside):
             assert g == w, (f"{v:.4g} at scale {s}, codes -8 to 7, gave {g}: it is {v / s:.1f} steps from 0, "
                             f"and {'no' if w else 'a'} code lies within half a step of it")
 
-# %% ../../nbs/solutions/03_error.ipynb #33e23294
+# %% ../../nbs/solutions/03_error.ipynb #40d07a56
 def careless_fp16(x: torch.Tensor, # one row
                  ) -> torch.Tensor: # its reconstruction
     "Symmetric int8 with a float16 scale and no clamp: the quantizer that exercise 3.3 breaks."
     scale = (x.abs().max() / 127).half().float()
     return ((x / scale).round() + 128).remainder(256).sub(128) * scale
 
-# %% ../../nbs/solutions/03_error.ipynb #5f323fbb
+# %% ../../nbs/solutions/03_error.ipynb #1f64a8b5
 @exercise("3.3 Break the careless quantizer")
 def check_killer(x):
     if x is None or x is ...: return
@@ -56,7 +56,7 @@ def check_killer(x):
     assert torch.isfinite(broken).all(), f"the float16 scale is {scale.half():g}, so the reconstruction holds NaN: somebody would notice. Break it silently"
     assert sqnr(x, broken) < 0, f"the careless quantizer still has {sqnr(x, broken):.1f} dB; it should do worse than storing zeros (0 dB)"
 
-# %% ../../nbs/solutions/03_error.ipynb #2d77762b
+# %% ../../nbs/solutions/03_error.ipynb #23c6fae6
 @exercise("3.4 Lloyd's step on data")
 def check_lloyd_step(lloyd_step):
     x, levels = torch.tensor([0., 1., 2., 10., 11.]), torch.tensor([0., 3., 30.])

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['check_convert', 'check_kl', 'check_contexts']
 
-# %% ../../nbs/solutions/10_evaluate.ipynb #7f20963b
+# %% ../../nbs/solutions/10_evaluate.ipynb #e207c334
 import math
 import torch
 from torch.distributions import Categorical, kl_divergence
 from ..evaluate import windows
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/10_evaluate.ipynb #9ecb7c1b
+# %% ../../nbs/solutions/10_evaluate.ipynb #198a4b66
 @exercise("10.1 From a paper's table")
 def check_convert(convert):
     for perplexity, bytes_per_token, want, why in [
@@ -23,7 +23,7 @@ def check_convert(convert):
         (20, 2.5, math.log2(20) / 2.5, "bits a token over bytes a token")]:
         expect(convert(perplexity, bytes_per_token), want, f"bits_per_byte({perplexity}, {bytes_per_token}) ({why})")
 
-# %% ../../nbs/solutions/10_evaluate.ipynb #cade86fe
+# %% ../../nbs/solutions/10_evaluate.ipynb #8fa5afa3
 @exercise("10.2 Which way round?")
 def check_kl(mean_kl):
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def check_kl(mean_kl):
     forbidden = torch.tensor([0., 0., 0., -math.inf])
     expect(mean_kl(torch.tensor([1., 0., 0., -math.inf]), forbidden), (math.e / (math.e + 2)) - math.log((math.e + 2) / 3), "mean_kl with a token that both models forbid")
 
-# %% ../../nbs/solutions/10_evaluate.ipynb #6939abe2
+# %% ../../nbs/solutions/10_evaluate.ipynb #480c4836
 @exercise("10.3 How much did it see?")
 def check_contexts(contexts):
     for n, context, stride in [(4, 8, 4), (8, 8, 4), (14, 6, 3), (11, 4, 1), (20, 8, 7), (10, 6, 3), (2, 2, 1)]:

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['check_loudest', 'WatchWeights', 'check_late', 'check_hole']
 
-# %% ../../nbs/solutions/06_kernels.ipynb #2ec037fd
+# %% ../../nbs/solutions/06_kernels.ipynb #96893882
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from ..kernels import w8_a16_forward
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/06_kernels.ipynb #d90abf1f
+# %% ../../nbs/solutions/06_kernels.ipynb #6577eba7
 @exercise("6.1 How loud may an input be?")
 def check_loudest(loudest):
     torch.manual_seed(0)
@@ -24,7 +24,7 @@ def check_loudest(loudest):
         (torch.tensor([[-128, 0]], dtype=torch.int8), 128, "the magnitude of -128 does not fit into int8: abs() gives -128 again")]:
         expect(loudest(q), 65504 / total, f"loudest of codes {tuple(q.shape)} ({why})", tol=1e-3)
 
-# %% ../../nbs/solutions/06_kernels.ipynb #71879caa
+# %% ../../nbs/solutions/06_kernels.ipynb #4c6c8b68
 class WatchWeights(TorchFunctionMode):
     "While active, raises `AssertionError` if an operation makes real weights out of the codes `q`."
     def __init__(self, q): super().__init__(); self.q = q
@@ -35,7 +35,7 @@ class WatchWeights(TorchFunctionMode):
         assert not made, "a weight was dequantized: multiply by the codes as they are, and correct the outputs"
         return out
 
-# %% ../../nbs/solutions/06_kernels.ipynb #6c865488
+# %% ../../nbs/solutions/06_kernels.ipynb #4ecc5254
 @exercise("6.2 A zero point after the product")
 def check_late(late):
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def check_late(late):
         why = "the zero points are all 0, so this is the scale alone" if zero else "without zero points it was right"
         expect(got, want, f"late on inputs {shape}, codes {tuple(q.shape)} ({why})", tol=1e-4)
 
-# %% ../../nbs/solutions/06_kernels.ipynb #ab3bb8f8
+# %% ../../nbs/solutions/06_kernels.ipynb #b447dc97
 @exercise("6.3 The hole on the other side")
 def check_hole(answer):
     assert isinstance(answer, tuple) and len(answer) == 3, "the answer is a tuple of three: inputs (float16), codes (int8), one scale (a float)"

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['check_weigh', 'check_adopt', 'check_turn']
 
-# %% ../../nbs/solutions/07_layers.ipynb #935d1386
+# %% ../../nbs/solutions/07_layers.ipynb #2375dae2
 import torch
 from ..layers import W8A16LinearLayer
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/07_layers.ipynb #b0e7a1a2
+# %% ../../nbs/solutions/07_layers.ipynb #07a99e49
 @exercise("7.1 What does it weigh?")
 def check_weigh(weigh):
     for k, n, dtype in [(768, 3072, torch.float32), (1536, 1536, torch.bfloat16), (1, 1, None), (8960, 1536, None)]:
@@ -21,7 +21,7 @@ def check_weigh(weigh):
         parts = f"{n}*{k} codes of a byte, {n} scales of 4 bytes" + (f", {n} numbers of the bias of {dtype.itemsize} bytes" if dtype else "")
         assert got == want, f"{call} gave {got:,}, expected {want:,}: {parts}"
 
-# %% ../../nbs/solutions/07_layers.ipynb #845537fc
+# %% ../../nbs/solutions/07_layers.ipynb #2281e70c
 @exercise("7.2 Adopt a state")
 def check_adopt(adopt):
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def check_adopt(adopt):
         want = x @ (state["int8_weights"].float() * state["scales"].float()[:, None]).T + state.get("bias", 0)
         expect(layer(x), want, f"{call}, then a call of the layer")
 
-# %% ../../nbs/solutions/07_layers.ipynb #bc275e52
+# %% ../../nbs/solutions/07_layers.ipynb #f5192a69
 @exercise("7.3 A loud weight turns over")
 def check_turn(row):
     assert isinstance(row, torch.Tensor) and row.dtype == torch.bfloat16, f"the row must be a bfloat16 tensor, got {getattr(row, 'dtype', type(row).__name__)}"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_silent_rows', 'check_bits_per_weight', 'check_worse', 'check_scales', 'check_asym_per_channel']
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #45802909
+# %% ../../nbs/solutions/04_per_channel.ipynb #da61941b
 import math
 import torch
 from ..affine import dequantize_affine, quantize_affine
@@ -13,7 +13,7 @@ from ..solvers import minmax, symr
 from ..per_channel import as_rows, linear_q_symmetric_per_channel
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #9d7b0266
+# %% ../../nbs/solutions/04_per_channel.ipynb #207f8d5f
 @exercise("4.1 Silent rows")
 def check_silent_rows(silent_rows):
     w, want = torch.tensor([[127., 3], [.25, .125], [.5, -.5], [.75, .25], [0, 0], [-1, 0]]), [False, True, True, False, True, False]
@@ -33,7 +33,7 @@ def check_silent_rows(silent_rows):
     want = quantize_affine(w, symr(w.view(1, -1))[0]).eq(0).all(1)
     expect(torch.as_tensor(silent_rows(w)).float(), want.float(), "silent_rows(a matrix with scale below 1)")
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #2becd3fd
+# %% ../../nbs/solutions/04_per_channel.ipynb #3890d14d
 @exercise("4.2 The price of scales")
 def check_bits_per_weight(bits_per_weight):
     matrix, conv = (256, 512), (64, 32, 3, 3)
@@ -46,7 +46,7 @@ def check_bits_per_weight(bits_per_weight):
         assert got is not None, f"{call} gave None"
         assert abs(got - want) < 1e-9, f"{call} gave {got:.6g}, expected {want:.6g}: {scales} scale(s) for {weights} weights"
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #f61c5484
+# %% ../../nbs/solutions/04_per_channel.ipynb #d4c4d420
 @exercise("4.3 Break it")
 def check_worse(w):
     assert isinstance(w, torch.Tensor) and w.dim() == 2 and w.is_floating_point(), "give a 2-D floating tensor"
@@ -55,7 +55,7 @@ def check_worse(w):
     a, b = ((w - dequantize_affine(q, s)).square().mean().item() for q, s in (rows, one))
     assert a > b, f"per row MSE {a:.3g}, per tensor MSE {b:.3g}: still no worse"
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #9a9f02bd
+# %% ../../nbs/solutions/04_per_channel.ipynb #b3d57609
 @exercise("4.4 No reshape")
 def check_scales(scales):
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def check_scales(scales):
         assert got.shape[dim] == n, f"{call} has shape {got_shape}: {n} channels along dimension {dim} need {n} scales"
         expect(got, want, call)
 
-# %% ../../nbs/solutions/04_per_channel.ipynb #e5b2734c
+# %% ../../nbs/solutions/04_per_channel.ipynb #b91ba1c3
 @exercise("4.5 A zero point for each channel")
 def check_asym_per_channel(asym_per_channel):
     torch.manual_seed(0)

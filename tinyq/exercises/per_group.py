@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check_row_cost', 'check_undo', 'check_hurt', 'check_double']
 
-# %% ../../nbs/solutions/05_per_group.ipynb #65259b59
+# %% ../../nbs/solutions/05_per_group.ipynb #5a2c4763
 import torch
 from ..error import mse_error
 from ..per_group import QTensor, Scheme, quantize_tensor
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/05_per_group.ipynb #1c344a87
+# %% ../../nbs/solutions/05_per_group.ipynb #c0575922
 @exercise("5.1 The last group pays in full")
 def check_row_cost(row_cost):
     for cols, bits, g, scale_bits, want, why in [
@@ -26,7 +26,7 @@ def check_row_cost(row_cost):
         assert abs(got - cols * want) > 1e-6, f"{call} gave {got:.6g}, the bits of the whole row; one weight's are asked for"
         assert abs(got - want) < 1e-6, f"{call} gave {got:.6g}, expected {want:.6g}: {why}"
 
-# %% ../../nbs/solutions/05_per_group.ipynb #92c325a9
+# %% ../../nbs/solutions/05_per_group.ipynb #50b80487
 @exercise("5.2 Undo it without views")
 def check_undo(undo):
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def check_undo(undo):
             assert not torch.equal(got, wrapped), f"{call}: codes minus zero points are beyond int8 and wrapped round; make them floats first"
         expect(got, q.dequantize(), call)
 
-# %% ../../nbs/solutions/05_per_group.ipynb #24ea21ab
+# %% ../../nbs/solutions/05_per_group.ipynb #89ead867
 @exercise("5.3 When smaller groups hurt")
 def check_hurt(row):
     if isinstance(row, (list, tuple)): row = torch.tensor(row)
@@ -53,7 +53,7 @@ def check_hurt(row):
     result = "a draw, both represent it equally well" if one == two else "the smaller groups win"
     assert one < two, f"one scale has MSE {one:.4g}, two scales have {two:.4g}: {result}"
 
-# %% ../../nbs/solutions/05_per_group.ipynb #b19207b1
+# %% ../../nbs/solutions/05_per_group.ipynb #4c7c842c
 @exercise("5.4 Scales of scales")
 def check_double(double):
     torch.manual_seed(0)

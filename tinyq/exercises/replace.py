@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['model_81', 'check_predict', 'check_tied', 'check_ends']
 
-# %% ../../nbs/solutions/08_replace.ipynb #71ba6771
+# %% ../../nbs/solutions/08_replace.ipynb #4fdaa16a
 import torch
 from torch import nn
 from .core import exercise
 from ..layers import W8A16LinearLayer
 from ..replace import coverage, replace_linear_with_target_and_quantize
 
-# %% ../../nbs/solutions/08_replace.ipynb #c15e4f11
+# %% ../../nbs/solutions/08_replace.ipynb #3f70bd41
 def model_81() -> nn.Module:
     "The model of exercise 8.1."
     head, linear = nn.Linear(16, 16), lambda: nn.Linear(16, 16)
@@ -31,7 +31,7 @@ def check_predict(answer):
     missing = {p for p, why in rows.items() if why is None} - set(answer)
     assert not missing, f"right so far, and {len(missing)} more: look again at every nn.Linear that isn't called 1 or inside something called 1"
 
-# %% ../../nbs/solutions/08_replace.ipynb #4cb10f6a
+# %% ../../nbs/solutions/08_replace.ipynb #1e9302f6
 @exercise("8.2 Find the ties")
 def check_tied(tied):
     a, b, c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
@@ -50,7 +50,7 @@ def check_tied(tied):
     with torch.device("meta"): m = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert list(tied(m)) == [], f"on meta, where no tensor has an address, two layers gave {tied(m)!r}, expected []"
 
-# %% ../../nbs/solutions/08_replace.ipynb #69b79983
+# %% ../../nbs/solutions/08_replace.ipynb #4bdf9bd8
 @exercise("8.3 Keep the ends")
 def check_ends(ends):
     for n in (2, 12):

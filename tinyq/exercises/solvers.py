@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check_by_hand', 'check_symf_loses', 'check_refit', 'check_sigma']
 
-# %% ../../nbs/solutions/02_solvers.ipynb #598ada96
+# %% ../../nbs/solutions/02_solvers.ipynb #3428e680
 import torch
 from ..affine import int_range
 from .core import exercise, expect
 from ..solvers import mse, round_scale, solve
 
-# %% ../../nbs/solutions/02_solvers.ipynb #ac5ea066
+# %% ../../nbs/solutions/02_solvers.ipynb #b2f46926
 @exercise("2.1 Four bits by hand")
 def check_by_hand(answer):
     if answer is None or answer is ...: return expect(answer, (), "your answer")
@@ -23,7 +23,7 @@ def check_by_hand(answer):
     assert -8 <= zero <= 7, f"the zero point {zero:g} is no code: 4 bits hold -8 to 7"
     assert zero == -4, f"with the zero point {zero:g} the code of -1 would be {round(-1 / scale) + zero:g}, not -8"
 
-# %% ../../nbs/solutions/02_solvers.ipynb #f2d0c11a
+# %% ../../nbs/solutions/02_solvers.ipynb #166b7beb
 @exercise("2.2 Where symf loses")
 def check_symf_loses(x):
     if x is None or x is ...: return expect(x, (), "your tensor")
@@ -36,7 +36,7 @@ def check_symf_loses(x):
         errors[grid] = (x - s * codes).square().mean().item()
     assert errors["symr"] < errors["symf"], f"symr has MSE {errors['symr']:.3g} and symf {errors['symf']:.3g}: symf does not lose here"
 
-# %% ../../nbs/solutions/02_solvers.ipynb #3195a570
+# %% ../../nbs/solutions/02_solvers.ipynb #e43bc340
 @exercise("2.3 The least-squares scale")
 def check_refit(refit):
     g = torch.Generator().manual_seed(23)
@@ -48,7 +48,7 @@ def check_refit(refit):
     zeros = refit(torch.zeros(1, 4), torch.zeros(1, 4))
     assert isinstance(zeros, torch.Tensor) and torch.isfinite(zeros).all(), f"a group whose codes are all 0 gave {zeros.flatten().tolist()}: divide by something else there"
 
-# %% ../../nbs/solutions/02_solvers.ipynb #204529b5
+# %% ../../nbs/solutions/02_solvers.ipynb #98621c67
 @exercise("2.4 Clip at k sigma")
 def check_sigma(sigma):
     x = torch.randn(3, 4, 256, generator=torch.Generator().manual_seed(24))

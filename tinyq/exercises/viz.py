@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['check_clamped', 'check_levels', 'check_outlier', 'check_frontier']
 
-# %% ../../nbs/solutions/00_viz.ipynb #ef3d0208
+# %% ../../nbs/solutions/00_viz.ipynb #fbd7a4d2
 import torch
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/00_viz.ipynb #7d91f86a
+# %% ../../nbs/solutions/00_viz.ipynb #9697275d
 @exercise("0.1 Who is clamped?")
 def check_clamped(clamped):
     "`clamped(x, scale, zero_point, qmin, qmax)` is true where a value's arrow would be orange."
@@ -22,7 +22,7 @@ def check_clamped(clamped):
         for v, g, w in zip(x, got, want):
             assert g == w, f"{call} is {bool(g)} for the value {v:g}; its rounded code is {int((v/grid[0]).round()) + grid[1]}, before the clamp"
 
-# %% ../../nbs/solutions/00_viz.ipynb #423c008e
+# %% ../../nbs/solutions/00_viz.ipynb #eb271982
 @exercise("0.2 The levels of a grid")
 def check_levels(levels):
     "`levels(bits, scale, zero_point)` gives all real values of a signed grid, lowest code first."
@@ -30,7 +30,7 @@ def check_levels(levels):
     expect(levels(3, 2., 1), 2.*(torch.arange(-4., 4.) - 1), "levels(3, 2., 1)")
     expect(levels(8, .1, -128).amin(), 0., "levels(8, .1, -128).amin()")
 
-# %% ../../nbs/solutions/00_viz.ipynb #86cfafcb
+# %% ../../nbs/solutions/00_viz.ipynb #965966e8
 @exercise("0.3 Break the mean")
 def check_outlier(x):
     "`x`: 16 values, 15 of them exact on the codes -8..7 at scale 1, with a root-mean-square error above 100."
@@ -41,7 +41,7 @@ def check_outlier(x):
     assert exact == 15, f"{exact} of the 16 values are exact, expected 15"
     assert rms > 100, f"the root-mean-square error is {rms:.4g}, expected more than 100"
 
-# %% ../../nbs/solutions/00_viz.ipynb #f09f3ab5
+# %% ../../nbs/solutions/00_viz.ipynb #0bf0d6e5
 @exercise("0.4 The frontier")
 def check_frontier(frontier):
     "`frontier(points)`: the (size, error) pairs that no other pair beats in both, by size."
