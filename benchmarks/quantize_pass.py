@@ -21,7 +21,7 @@ SHAPES = {"4096x4096": (4096, 4096), "151936x1536": (151936, 1536)}
 QUICK = {"1024x1024": (1024, 1024), "9496x1536": (9496, 1536)}
 
 def loop_over_rows(rows):
-    "The seeds' idea, written anew: pick one row after the other, take its largest magnitude, then divide the whole weight."
+    "The loop that many tutorials begin with: pick one row after the other, take its largest magnitude, then divide the whole weight."
     scale = torch.zeros(rows.shape[0])
     for i in range(rows.shape[0]): scale[i] = rows.select(0, i).abs().max() / 127
     return (rows / scale[:, None]).round().clamp(-128, 127).to(torch.int8), scale
@@ -40,8 +40,8 @@ CANDIDATES = { # name -> (function of the weight, rounds at most or None)
     "copy fp32 -> int8 (copy_)": (int8_copy, None),
     "quantize_tensor, channel": (lambda x: quantize_tensor(x, "w8a16"), None),
     "quantize_tensor, g128": (lambda x: quantize_tensor(x, "w8a16-g128"), None),
-    "seeds' method redone, channel": (loop_over_rows, 3),
-    "seeds' method redone, g128": (lambda x: loop_over_rows(x.view(-1, 128)), 1),
+    "loop over the rows, channel": (loop_over_rows, 3),
+    "loop over the rows, g128": (lambda x: loop_over_rows(x.view(-1, 128)), 1),
     "torch per channel, channel": (torch_per_channel, 3),
     "torch per channel, g128": (lambda x: torch_per_channel(x.view(-1, 128)), 3),
 }

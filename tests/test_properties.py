@@ -134,7 +134,7 @@ def test_nan_and_infinity_are_refused(x, scheme, bad, data):
 
 
 @given(tensors(min_dim=2, max_dim=2), st.integers(1, 12))
-def test_the_seeds_group_functions_agree_with_quantize_tensor(x, size):
+def test_the_group_functions_agree_with_quantize_tensor(x, size):
     q, s = linear_q_symmetric_per_group(x, size)
     other = quantize_tensor(x, Scheme(8, 16, size, "symr"))
     assert torch.equal(q, other.codes) and torch.equal(s.view(other.scale.shape), other.scale)
