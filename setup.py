@@ -34,7 +34,7 @@ setup(
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("fast", "dev", "bench")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -12,6 +12,13 @@ from tinyq.hub import save_quantized
 from tinyq.quantizer import Quantizer
 
 
+def pytest_collection_modifyitems(config, items):
+    "Tests marked `slow` run only when asked for: `pytest -m slow`."
+    if "slow" in config.getoption("-m"): return
+    for item in items:
+        if "slow" in item.keywords: item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
 def run_tinyq(*args, cwd, python="-m tinyq", timeout=300):
     "The command line in a new process."
     return subprocess.run([sys.executable, *python.split(), *map(str, args)], cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=timeout)

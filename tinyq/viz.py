@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['CARD', 'INK', 'MUTED', 'FAINT', 'PALETTE', 'WIDTH', 'STYLE', 'contrast', 'readable', 'styled', 'plot_number_line',
-           'plot_roundtrip', 'plot_hist_grid', 'plot_scale_map', 'plot_lines', 'plot_error_vs_bits', 'plot_tradeoff']
+           'plot_roundtrip', 'plot_hist_grid', 'plot_scale_map', 'plot_lines', 'plot_stacked', 'plot_error_vs_bits',
+           'plot_tradeoff']
 
-# %% ../nbs/00_viz.ipynb #3916d8cd
+# %% ../nbs/00_viz.ipynb #c9947bf2
 import functools
 import matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 
-# %% ../nbs/00_viz.ipynb #2455f544
+# %% ../nbs/00_viz.ipynb #25ac1d18
 CARD, INK, MUTED, FAINT = "#faf9f5", "#22252a", "#575d66", "#d8d6cf" # ground, text, quieter text, hairlines
 
-# %% ../nbs/00_viz.ipynb #3ad17736
+# %% ../nbs/00_viz.ipynb #a55ac8d6
 def contrast(a: str, # a colour, as matplotlib reads it
              b: str=CARD, # the colour beside or behind it
             ) -> float: # from 1 (the same) to 21 (black on white)
@@ -27,10 +28,10 @@ def contrast(a: str, # a colour, as matplotlib reads it
     dark, light = sorted(linear @ [.2126, .7152, .0722])
     return float((light + .05)/(dark + .05))
 
-# %% ../nbs/00_viz.ipynb #6fdd35db
+# %% ../nbs/00_viz.ipynb #8eefeb91
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"] # Okabe and Ito, without yellow
 
-# %% ../nbs/00_viz.ipynb #c4b08fe1
+# %% ../nbs/00_viz.ipynb #60104bba
 def readable(color: str, # a colour of `PALETTE`, say
              on: str=CARD, # what the text stands on, light
              at_least: float=4.5, # the contrast to reach
@@ -39,7 +40,7 @@ def readable(color: str, # a colour of `PALETTE`, say
     shades = [to_hex(np.array(to_rgb(color))*(1 - k/100)) for k in range(101)]
     return next((c for c in shades if contrast(c, on) >= at_least), shades[-1])
 
-# %% ../nbs/00_viz.ipynb #094126d4
+# %% ../nbs/00_viz.ipynb #bc77983f
 WIDTH = 8 # inches, every figure
 STYLE = {"figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "figure.dpi": 100, "savefig.dpi": 100,
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -47,7 +48,7 @@ STYLE = {"figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": 
     "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "axes.edgecolor": MUTED, "axes.spines.top": False,
     "axes.spines.right": False, "grid.color": FAINT, "grid.linewidth": .8, "lines.linewidth": 1.8, "image.interpolation": "nearest"}
 
-# %% ../nbs/00_viz.ipynb #59af0877
+# %% ../nbs/00_viz.ipynb #5cec5189
 def styled(plot): # a function that draws
     "`plot`, run in the course's style and leaving matplotlib's settings as they were."
     @functools.wraps(plot)
@@ -56,7 +57,7 @@ def styled(plot): # a function that draws
         with plt.rc_context(STYLE): return plot(*args, **kwargs)
     return wrapper
 
-# %% ../nbs/00_viz.ipynb #e5e922b6
+# %% ../nbs/00_viz.ipynb #d1e6aa27
 def _array(x, name, dims=()):
     "`x` as a float64 numpy array; raises, naming it, unless it is finite, not empty and of one of `dims` dimensions."
     try: a = torch.as_tensor(x).detach().cpu().double().numpy()
@@ -73,7 +74,7 @@ def _scalar(x, name):
     if a.size != 1: raise ValueError(f"{name} has shape {a.shape}; wanted one number")
     return a.item()
 
-# %% ../nbs/00_viz.ipynb #91692cca
+# %% ../nbs/00_viz.ipynb #28f35390
 def _card(height):
     "A figure of the course's width; an invisible frame keeps a tight crop from cutting into it."
     fig = plt.figure(figsize=(WIDTH, height), layout="constrained")
@@ -88,13 +89,13 @@ def _axes(height, title=None, xlabel=None, ylabel=None, ax=None):
     ax.set(title=title or "", xlabel=xlabel or "", ylabel=ylabel or "")
     return ax
 
-# %% ../nbs/00_viz.ipynb #07ce172f
+# %% ../nbs/00_viz.ipynb #80e080e0
 def _num(v, digits=4):
     "A number as a short text with a real minus sign."
     text = str(int(v)) if v == int(v) and abs(v) < 1e6 else f"{v:.{digits}g}"
     return text.replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
 
-# %% ../nbs/00_viz.ipynb #0375e4eb
+# %% ../nbs/00_viz.ipynb #7e14500d
 def _spread(y, gap, lo=-np.inf, hi=np.inf):
     "The places nearest to `y` (least squares) that keep its order and stand `gap` apart, from `lo` to `hi`."
     order, blocks, shift = np.argsort(y, kind="stable"), [], gap*np.arange(len(y))
@@ -107,7 +108,7 @@ def _spread(y, gap, lo=-np.inf, hi=np.inf):
     places[order] = np.clip(np.repeat(*zip(*blocks)), lo, max(lo, hi - shift[-1])) + shift
     return places
 
-# %% ../nbs/00_viz.ipynb #6df01fd8
+# %% ../nbs/00_viz.ipynb #73e3493a
 @styled
 def plot_number_line(x: torch.Tensor, # a few real values, at most 24
                      scale: float, # step between two codes
@@ -129,7 +130,7 @@ def plot_number_line(x: torch.Tensor, # a few real values, at most 24
     _codes_below(ax, q, codes, s, z, _values_above(ax, x))
     return ax
 
-# %% ../nbs/00_viz.ipynb #fc3e239a
+# %% ../nbs/00_viz.ipynb #c984b5c1
 def _two_lines(ax, x, at, step):
     "The empty number line: reals at height 1, a tick for each code at height 0, every second rounding zone shaded."
     lo, hi = min(at.min(), x.min()), max(at.max(), x.max()); few, pad = len(at) <= 17, .03*(hi - lo)
@@ -172,7 +173,7 @@ def _codes_below(ax, q, codes, s, z, point):
         if free or few: ax.text(s*(c - z), -.2, _num(c), ha="center", va="center")
         if free: ax.text(s*(c - z), -.5, _num(s*(c - z), 3), ha="center", va="center", color=MUTED, fontsize=9)
 
-# %% ../nbs/00_viz.ipynb #8dc4d009
+# %% ../nbs/00_viz.ipynb #7db6a5c5
 @styled
 def plot_roundtrip(original: torch.Tensor, # real values, one or two dimensions
                    codes: torch.Tensor, # their codes, the same shape
@@ -225,7 +226,7 @@ def _four(x, q, r, e, title):
     if title: fig.suptitle(title, x=.012, ha="left", fontweight="bold", fontsize=11)
     return fig, fig.subplots(4//n, n, squeeze=False).ravel(), digits
 
-# %% ../nbs/00_viz.ipynb #0b4a1512
+# %% ../nbs/00_viz.ipynb #9033e237
 @styled
 def plot_hist_grid(x: torch.Tensor, # real values, any shape
                    levels: torch.Tensor, # the real values that the grid can represent
@@ -247,7 +248,7 @@ def plot_hist_grid(x: torch.Tensor, # real values, any shape
     ax.set_ylim(0, top)
     return ax
 
-# %% ../nbs/00_viz.ipynb #cb0f7a33
+# %% ../nbs/00_viz.ipynb #7b496025
 @styled
 def plot_scale_map(scale: torch.Tensor, # (channels, groups), also (channels, groups, 1), (channels,) or one scale
                    title: str=None, # short
@@ -264,7 +265,7 @@ def plot_scale_map(scale: torch.Tensor, # (channels, groups), also (channels, gr
     _count(ax.xaxis, a.shape[1]); _count(ax.yaxis, a.shape[0]); _bar(im, ax, pad=.02).set_label("scale")
     return ax
 
-# %% ../nbs/00_viz.ipynb #7db8e37a
+# %% ../nbs/00_viz.ipynb #1abbca37
 def _end_labels(ax, ends):
     "Write the name of each series right of its last point: `ends` holds (x, y, name, colour)."
     ax.figure.draw_without_rendering()
@@ -274,7 +275,7 @@ def _end_labels(ax, ends):
                         arrowprops=dict(arrowstyle="-", color=color, lw=.8, shrinkA=1, shrinkB=4))
             for (x, y, name, color), p in zip(ends, _spread(at, gap, 0, 1))]
 
-# %% ../nbs/00_viz.ipynb #245408e2
+# %% ../nbs/00_viz.ipynb #b6fd1e17
 def _look(i, dots=True):
     "How series number `i` looks: colour, marker and, after seven, dashes."
     return dict(color=PALETTE[i % 7], marker="os^Dv*P"[i % 7] if dots else None, ls=("-", "--", ":")[i//7 % 3])
@@ -288,7 +289,7 @@ def _series(curves, n=None, positive=False):
         if positive and y.min() <= 0: raise ValueError(f"curve {name!r} goes down to {y.min():g}, which has no logarithm")
     return curves
 
-# %% ../nbs/00_viz.ipynb #8c02612b
+# %% ../nbs/00_viz.ipynb #4a955cf6
 @styled
 def plot_lines(x: list, # places on the horizontal axis
                curves: dict, # name -> as many values as `x` has
@@ -306,7 +307,24 @@ def plot_lines(x: list, # places on the horizontal axis
     _end_labels(ax, [(x[-1], y[-1], name, PALETTE[i % 7]) for i, (name, y) in enumerate(curves.items())])
     return ax
 
-# %% ../nbs/00_viz.ipynb #6984d344
+# %% ../nbs/00_viz.ipynb #028c99d6
+@styled
+def plot_stacked(bars: dict, # bar -> lengths of its pieces, from the left; not negative
+                 parts: list, # names of the pieces
+                 xlabel: str="", # what the lengths are, with their unit
+                 title: str=None, # short
+                ): # the Axes
+    "Horizontal bars in pieces: what something is made of, side by side with something else."
+    pieces = np.stack(list(_series(bars, len(parts)).values()), 1)
+    if pieces.min() < 0: raise ValueError(f"a piece has the length {pieces.min():g}; lengths are not negative")
+    ax = _axes(.36*len(bars) + (1.3 if title else 1), None, xlabel)
+    for i, (part, n, left) in enumerate(zip(parts, pieces, pieces.cumsum(0) - pieces)):
+        ax.barh(list(bars), n, left=left, label=part, color=PALETTE[i % 7], edgecolor=CARD, hatch=("", "//")[i//7 % 2])
+    ax.invert_yaxis(); ax.figure.suptitle(title or "", x=.01, ha="left", fontsize=11, fontweight="bold")
+    ax.figure.legend(ncols=min(7, len(parts)), loc="outside upper left", frameon=False, handlelength=1, columnspacing=1)
+    return ax
+
+# %% ../nbs/00_viz.ipynb #4b5c6a5b
 @styled
 def plot_error_vs_bits(curves: dict, # method -> SQNR in dB, one a bit width
                        bits: list, # the bit widths
@@ -323,7 +341,7 @@ def plot_error_vs_bits(curves: dict, # method -> SQNR in dB, one a bit width
         ax.texts[-1].set_color(MUTED); ax.texts[-1].arrow_patch.set_color(MUTED)
     return ax
 
-# %% ../nbs/00_viz.ipynb #55dddf55
+# %% ../nbs/00_viz.ipynb #4113677d
 def _frontier(points, sign):
     "The points that no smaller one beats, by size; `sign` is 1 where less is better, -1 where more is."
     best = []
@@ -351,7 +369,7 @@ def _cost(ax, t, spot, taken, dots, paths):
     off = b.x0 < f.x0 or b.x1 > f.x1 or b.y0 < f.y0 or b.y1 > f.y1
     return 50*sum(b.overlaps(o) for o in taken) + 50*off + 20*hit(dots, 5) + hit(paths, 1) + .05*np.hypot(*spot[:2])
 
-# %% ../nbs/00_viz.ipynb #4a52539b
+# %% ../nbs/00_viz.ipynb #bd0c74e4
 @styled
 def plot_tradeoff(points: dict, # series -> list of (x, y, label); an empty label is left out
                   xlabel: str="bits per weight", # what the horizontal axis is
