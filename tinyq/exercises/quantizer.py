@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_bytes', 'check_worst', 'check_method_of_your_own']
 
-# %% ../../nbs/solutions/09_quantizer.ipynb #280656fe
+# %% ../../nbs/solutions/09_quantizer.ipynb #47e9a0ed
 import copy
 import torch
 from torch import nn
@@ -14,14 +14,14 @@ from ..layers import QuantizedLinear, W8A16LinearLayer
 from ..per_group import Scheme
 from ..quantizer import METHODS, Quantizer, get_memory_footprint
 
-# %% ../../nbs/solutions/09_quantizer.ipynb #e3808c56
+# %% ../../nbs/solutions/09_quantizer.ipynb #032ee624
 @exercise("9.1 What will it weigh?")
 def check_bytes(layer_bytes):
     for n_in, n_out, bias, dtype in ((16, 8, False, torch.float32), (16, 8, True, torch.float32), (300, 70, True, torch.bfloat16), (7, 1000, False, torch.float16)):
         want = get_memory_footprint(W8A16LinearLayer(n_in, n_out, bias, dtype=dtype))
         expect(layer_bytes(n_in, n_out, bias, dtype.itemsize), want, f"layer_bytes({n_in}, {n_out}, {bias}, {dtype.itemsize})", tol=0)
 
-# %% ../../nbs/solutions/09_quantizer.ipynb #05966dc1
+# %% ../../nbs/solutions/09_quantizer.ipynb #e08d7bce
 def _uneven():
     "Five layers, each with one outlier; the larger it is, the worse for its row."
     torch.manual_seed(92)
@@ -47,7 +47,7 @@ def check_worst(worst):
     except TypeError as e: raise AssertionError(f"with an embedding in the model: {e}; modules that are not quantized have sqnr None: leave them out") from e
     assert got == ["1"], f"with an embedding at 0 and a norm at 2, worst(model, 'w8a32', 1) gave {got!r}, expected ['1']: leave out what is not quantized"
 
-# %% ../../nbs/solutions/09_quantizer.ipynb #11c56a5d
+# %% ../../nbs/solutions/09_quantizer.ipynb #f2ddae0b
 @exercise("9.3 A method of your own")
 def check_method_of_your_own(four_bits):
     cls = four_bits()

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['model_81', 'check_predict', 'check_tied', 'check_ends']
 
-# %% ../../nbs/solutions/08_replace.ipynb #4fdaa16a
+# %% ../../nbs/solutions/08_replace.ipynb #be5f13ea
 import torch
 from torch import nn
 from .core import exercise
 from ..layers import W8A16LinearLayer
-from ..replace import coverage, replace_linear_with_target_and_quantize
+from ..replace import check_exclude, coverage, replace_linear_with_target_and_quantize
 
-# %% ../../nbs/solutions/08_replace.ipynb #3f70bd41
+# %% ../../nbs/solutions/08_replace.ipynb #c2c9c9fa
 def model_81() -> nn.Module:
     "The model of exercise 8.1."
     head, linear = nn.Linear(16, 16), lambda: nn.Linear(16, 16)
@@ -31,7 +31,7 @@ def check_predict(answer):
     missing = {p for p, why in rows.items() if why is None} - set(answer)
     assert not missing, f"right so far, and {len(missing)} more: look again at every nn.Linear that isn't called 1 or inside something called 1"
 
-# %% ../../nbs/solutions/08_replace.ipynb #1e9302f6
+# %% ../../nbs/solutions/08_replace.ipynb #7d8307b8
 @exercise("8.2 Find the ties")
 def check_tied(tied):
     a, b, c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
@@ -50,7 +50,7 @@ def check_tied(tied):
     with torch.device("meta"): m = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert list(tied(m)) == [], f"on meta, where no tensor has an address, two layers gave {tied(m)!r}, expected []"
 
-# %% ../../nbs/solutions/08_replace.ipynb #4bdf9bd8
+# %% ../../nbs/solutions/08_replace.ipynb #b82603a1
 @exercise("8.3 Keep the ends")
 def check_ends(ends):
     for n in (2, 12):
@@ -58,7 +58,7 @@ def check_ends(ends):
         model = nn.ModuleDict(dict(layers=nn.ModuleList(block() for _ in range(n)), head=nn.Linear(8, 8)))
         patterns = ends(model, "layers")
         if patterns is None or patterns is ...: raise AssertionError("ends(model, blocks) gave None")
-        replace_linear_with_target_and_quantize(model, W8A16LinearLayer, patterns)
+        replace_linear_with_target_and_quantize(model, W8A16LinearLayer, check_exclude(model, patterns, strict=True))
         for path, m in model.named_modules():
             if not isinstance(m, (nn.Linear, W8A16LinearLayer)): continue
             keep = path.startswith(("layers.0.", f"layers.{n-1}."))
