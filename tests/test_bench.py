@@ -101,7 +101,7 @@ def strange_peers(monkeypatch):
 
     class Picky(nn.Linear):
         def forward(self, x):
-            if len(x) > 1: raise RuntimeError("one row only; see /opt/somewhere/deep/lib.so\nand a second line")
+            if len(x) > 1: raise RuntimeError("one row only; see /usr/lib/somewhere/lib.so\nand a second line")
             return super().forward(x)
 
     def picky(linear):

@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 from conftest import run_tinyq
+from hub_server import Hub, Repo
 
 from tinyq.evaluate import TINY_LM
+from tinyq.hub import read_quantization_config
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +107,99 @@ def test_bad_input_is_one_line_and_writes_nothing(case, tmp_path):
     assert len(lines) == 1 and lines[0].startswith("tinyq: ") and value in lines[0], out.stderr
     assert out.stdout == ""
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+
+
+# ---- the Hub
+
+@pytest.fixture(scope="module")
+def hub():
+    "It has me/float: nothing on main, the shipped model on the branch v1."
+    with Hub() as h:
+        h.repos["me/float"] = repo = Repo("me/float")
+        repo.commit("main", "nothing yet", {"README.md": b"soon"})
+        repo.commit("v1", "a model", {p.name: p.read_bytes() for p in TINY_LM.iterdir() if p.suffix in (".json", ".safetensors")})
+        yield h
+
+
+@pytest.fixture
+def online(hub, tmp_path, monkeypatch):
+    "The command line in a process that talks to that Hub, with a cache of its own. Called with a token: with that one."
+    def run(*args, token="hf_write"):
+        for k, v in hub.env(tmp_path / "home", token).items(): monkeypatch.setenv(k, v)
+        return run_tinyq(*args, cwd=tmp_path)
+    return run
+
+
+def one_line(out):
+    lines = out.stderr.strip().splitlines()
+    assert out.returncode == 2 and len(lines) == 1 and lines[0].startswith("tinyq: ") and out.stdout == "", out.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, tmp_path_factory):
+    "What `quantize me/float --push-to me/codes` said."
+    cwd = tmp_path_factory.mktemp("pushed")
+    (cwd / "text.txt").write_text((TINY_LM / "heldout.txt").read_text(encoding="utf-8")[:3000], encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        for k, v in hub.env(cwd / "home").items(): patch.setenv(k, v)
+        out = run_tinyq("quantize", "me/float", "--revision", "v1", "--push-to", "me/codes", "--private", "--text", "text.txt", cwd=cwd)
+    assert out.returncode == 0, out.stderr
+    return cwd / "float-w8a16", out
+
+
+def test_push(pushed, hub):
+    folder, out = pushed
+    repo = hub.repos["me/codes"]
+    assert f"pushed: {hub.endpoint}/me/codes/commit/{repo.refs['main']}" in out.stdout and repo.private and len(repo.commits) == 2
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {n: c for n, c in repo.at("main").files.items() if n != ".gitattributes"}
+    card, result = (folder / "README.md").read_text(encoding="utf-8"), json.loads((folder / "quantization.json").read_text(encoding="utf-8"))
+    assert "base_model: me/float" in card and "base_model_relation: quantized" in card and 'tinyq.load("me/codes")' in card
+    before, after = result["before"], result["after"]
+    assert f"| bits per byte of text | {before['bits_per_byte']:.4f} | {after['bits_per_byte']:.4f} |" in card
+    assert f"| KL to the float model, nats a token |  | {after['kl']:.6f} |" in card and "tokens a second" in card
+
+
+def test_evaluate_and_inspect_from_the_hub(pushed, hub, online, short_text):
+    folder, _ = pushed
+    wanted = json.loads((folder / "quantization.json").read_text(encoding="utf-8"))
+    for model, side in [(["me/codes"], "after"), (["me/float", "--revision", "v1"], "before")]:
+        out = online("evaluate", *model, "--text", short_text, "--json")
+        assert out.returncode == 0 and out.stderr == "", out.stderr
+        assert abs(json.loads(out.stdout)["bits_per_byte"] - wanted[side]["bits_per_byte"]) < 1e-12
+    states = [r["state"] for r in json.loads(online("inspect", "me/codes", "--json", token="hf_read").stdout)]
+    assert states.count("w8a16") == 28
+    assert [r["state"] for r in json.loads(online("inspect", "me/float", "--revision", "v1", "--json").stdout)].count("would be quantized") == 28
+    assert "me/codes is quantized already" in one_line(online("quantize", "me/codes"))
+
+
+def test_a_read_only_token_keeps_the_folder(hub, online, short_text, tmp_path):
+    line = one_line(online("quantize", "--push-to", "me/new", "--text", short_text, "--output", "kept", token="hf_read"))
+    assert "the token given may not do that with me/new" in line and "the result is whole in kept" in line
+    assert read_quantization_config(tmp_path / "kept")["scheme"] == "w8a16" and "me/new" not in hub.repos
+
+
+FAULTS = {
+    "no name": (["quantize", "--push-to", "a model"], {}, "'a model' is no name for a model on the Hub"),
+    "no user": (["quantize", "--push-to", "model"], {}, "'model' is no name for a model on the Hub"),
+    "no token": (["quantize", "--push-to", "me/new"], {"token": ""}, "there is no token"),
+    "private what": (["quantize", "--private"], {}, "--private is for --push-to"),
+    "nothing on main": (["quantize", "me/float"], {}, "me/float lacks a file of a model"),
+    "no revision": (["evaluate", "me/float", "--revision", "v2"], {}, "me/float has no revision 'v2'"),
+    "no repository": (["inspect", "me/nothing"], {}, "the Hub has no model me/nothing"),
+    "no folder": (["inspect", "tiny_ml"], {}, "there is no folder 'tiny_ml', and tiny_ml is not"),
+    "private": (["inspect", "me/codes"], {"token": "hf_other"}, "the Hub has no model me/codes that you may see"),
+    "revision of a folder": (["evaluate", TINY_LM, "--revision", "v1"], {}, "is a folder, and revision 'v1' is for Hub ids"),
+    "revision of nothing": (["inspect", "--revision", "v1"], {}, "revision 'v1' is for a model on the Hub"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_faults_at_the_hub_are_one_line_before_anything_is_computed(pushed, case, online, tmp_path):
+    args, how, what = FAULTS[case]
+    assert what in one_line(online(*args, **how))
+    assert {p.name for p in tmp_path.iterdir()} <= {"home"}
+
+
+def test_offline(tmp_path):
+    assert "HF_HUB_OFFLINE is set" in one_line(run_tinyq("quantize", "--push-to", "me/new", cwd=tmp_path))

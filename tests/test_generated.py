@@ -13,5 +13,5 @@ def test_readme_is_what_the_index_says():
 
 def test_readme_has_the_two_commands():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert "pip install -c constraints.txt -e . && tinyq quantize" in lines
+    assert "pip install -c constraints.txt -e '.[fast]' && tinyq quantize" in lines
     assert "pip install -c constraints.txt -e '.[dev]' && nbdev_test && pytest" in lines

@@ -1,3 +1,6 @@
+from importlib import import_module
+from importlib.util import find_spec
+
 __version__ = "0.1.0"
 
 from tinyq import affine, solvers, error, per_channel, per_group, kernels, layers, replace, quantizer, evaluate, hub
@@ -12,6 +15,16 @@ from tinyq.replace import *
 from tinyq.quantizer import *
 from tinyq.evaluate import *
 from tinyq.hub import *
+from tinyq.registration import when_imported
+
+if find_spec("numba"): kernels.PROVIDERS.append("tinyq.native") # compiled kernels, imported when the first product asks for one
+when_imported("transformers.quantizers.auto", lambda: import_module("tinyq.integration")) # from then on, from_pretrained knows tinyq
 
 _modules = affine, solvers, error, per_channel, per_group, kernels, layers, replace, quantizer, evaluate, hub
 __all__ = ["__version__", *(name for m in _modules for name in m.__all__)]
+
+
+def __getattr__(name):
+    "`TinyqConfig` needs transformers, so it is imported when it is asked for."
+    if name == "TinyqConfig": return import_module("tinyq.integration").TinyqConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

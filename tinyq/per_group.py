@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'check_group_size', 'group_views', 'linear_q_symmetric_per_group', 'linear_dequantization_per_group',
            'Scheme', 'tiles', 'QTensor', 'encode_groups', 'quantize_tensor']
 
-# %% ../nbs/05_per_group.ipynb #43fbcca0
+# %% ../nbs/05_per_group.ipynb #63764f4a
 import math, re
 from dataclasses import dataclass, replace
 from typing import Callable, Iterator
@@ -15,7 +15,7 @@ from .affine import check_bits, check_real, dequantize_affine, dtype_range, int_
 from .solvers import GRIDS, get_solver, symr
 from .per_channel import as_rows, from_rows
 
-# %% ../nbs/05_per_group.ipynb #e8d21360
+# %% ../nbs/05_per_group.ipynb #990f3c7b
 def check_group_size(group_size: int|None, # neighbours that share a scale
                      zero: bool=True, # may it be 0, the whole tensor?
                     ) -> int|None: # `group_size`, unchanged
@@ -28,7 +28,7 @@ def check_group_size(group_size: int|None, # neighbours that share a scale
         raise ValueError(f"group_size is {group_size}; give a positive number, {other}")
     return group_size
 
-# %% ../nbs/05_per_group.ipynb #4ed37e43
+# %% ../nbs/05_per_group.ipynb #530592e9
 def group_views(rows: torch.Tensor, # (rows, columns)
                 group_size: int|None, # columns in a group; None or 0: all of them
                ) -> list[torch.Tensor]: # views (rows, groups, group_size), the ragged last group apart
@@ -42,7 +42,7 @@ def group_views(rows: torch.Tensor, # (rows, columns)
     views = [rows[:, :full].unflatten(1, (full // g, g))]
     return views + [rows[:, full:].unsqueeze(1)] if full < cols else views
 
-# %% ../nbs/05_per_group.ipynb #fadd973b
+# %% ../nbs/05_per_group.ipynb #242e6410
 def linear_q_symmetric_per_group(tensor: torch.Tensor, # (rows, columns)
                                  group_size: int|None, # columns that share a scale, fewer in a ragged last group; None: a whole row
                                  dtype: torch.dtype=torch.int8, # dtype of the codes; an unsigned one for values >= 0 only
@@ -57,7 +57,7 @@ def linear_q_symmetric_per_group(tensor: torch.Tensor, # (rows, columns)
     codes = [quantize_affine(v, s, 0, qmin, qmax, dtype).flatten(1) for v, s in zip(views, scales)]
     return torch.cat(codes, 1), torch.cat(scales, 1).reshape(-1, 1)
 
-# %% ../nbs/05_per_group.ipynb #b55327ed
+# %% ../nbs/05_per_group.ipynb #85e4f162
 def linear_dequantization_per_group(quantized_tensor: torch.Tensor, # codes (rows, columns)
                                     scale: torch.Tensor, # (rows * groups, 1), or any shape with as many values
                                     group_size: int|None, # as in `linear_q_symmetric_per_group`
@@ -72,7 +72,7 @@ def linear_dequantization_per_group(quantized_tensor: torch.Tensor, # codes (row
     out = [dequantize_affine(v, s.unsqueeze(-1)).flatten(1) for v, s in zip(views, scales)]
     return torch.cat(out, 1) if out else quantized_tensor.float()
 
-# %% ../nbs/05_per_group.ipynb #cb313a59
+# %% ../nbs/05_per_group.ipynb #3e80b7a5
 @dataclass(frozen=True)
 class Scheme:
     "What is wanted of a quantized tensor: bits, granularity and grid. Parses from and prints as a short name."
@@ -115,7 +115,7 @@ class Scheme:
         size = {None: "", 0: "-tensor"}.get(self.group_size, f"-g{self.group_size}")
         return f"w{self.weight_bits}a{self.act_bits}{size}" + ("" if self.grid == self._default_grid else f"-{self.grid}")
 
-# %% ../nbs/05_per_group.ipynb #b69d86c7
+# %% ../nbs/05_per_group.ipynb #5238318e
 BLOCK = 1 << 18 # values worked on at a time by one CPU thread: a megabyte of float32, which stays in its cache
 
 def tiles(v: torch.Tensor, # (rows, groups, group_size)
@@ -128,7 +128,7 @@ def tiles(v: torch.Tensor, # (rows, groups, group_size)
         for j in range(0, groups, c):
             for l in range(0, g, k): yield slice(i, i + r), slice(j, j + c), slice(l, l + k)
 
-# %% ../nbs/05_per_group.ipynb #76b13a20
+# %% ../nbs/05_per_group.ipynb #5e05ec20
 def _parts(group_size, rows, out, scale, zero_point):
     "Full groups, then the ragged ones: views of two tensors, and the scales and zero points that go with them."
     views = group_views(rows, group_size)
@@ -136,7 +136,7 @@ def _parts(group_size, rows, out, scale, zero_point):
     split = lambda t: [None] * len(views) if t is None else t.split(counts, 1) if views else []
     return zip(views, group_views(out, group_size), split(scale), split(zero_point))
 
-# %% ../nbs/05_per_group.ipynb #9c790aec
+# %% ../nbs/05_per_group.ipynb #df4c6f79
 @dataclass(frozen=True, eq=False)
 class QTensor:
     "Integer codes and the grid that they live on: `scale * (codes - zero_point)`."
@@ -190,7 +190,7 @@ class QTensor:
         grid = "symmetric" if self.zero_point is None else "asymmetric"
         return f"QTensor({tuple(self.shape)}, {self.bits} bits, {g}, {grid}, {self.nbytes:,} bytes)"
 
-# %% ../nbs/05_per_group.ipynb #df06568e
+# %% ../nbs/05_per_group.ipynb #dfa20e84
 def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
                   codes: torch.Tensor, # int8, the shape of `v`: written
                   scale: torch.Tensor, # (rows, groups): written
@@ -216,7 +216,7 @@ def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
         if z is not None: q.add_(z)
         codes[r, c, k] = q.clamp_(qmin, qmax)
 
-# %% ../nbs/05_per_group.ipynb #743ac5b5
+# %% ../nbs/05_per_group.ipynb #21efba1a
 def quantize_tensor(x: torch.Tensor, # real values, any shape
                     scheme: Scheme|str="w8a16", # bits, granularity and grid
                     solver: Callable|str|None=None, # of scales and zero points, or a name such as "mse"; None: the extremes decide

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['check_whole', 'check_saving', 'check_speedup']
 
-# %% ../../nbs/solutions/90_cli.ipynb #0ded3193
+# %% ../../nbs/solutions/90_cli.ipynb #ece1fc05
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/90_cli.ipynb #771dd4a8
+# %% ../../nbs/solutions/90_cli.ipynb #d7aeb83a
 @exercise("90.1 The whole from its parts")
 def check_whole(whole):
     for part, share, why in [(.5, 1., "all of it is halved"), (.5, 0., "nothing was quantized"), (.25, .5, "half of it stays, half of it shrinks to a quarter"), (.5078, .9, "what stays and what shrinks")]:
         expect(whole(part, share), 1 - share + part * share, f"whole({part}, {share}) ({why})")
 
-# %% ../../nbs/solutions/90_cli.ipynb #3b9f9c6c
+# %% ../../nbs/solutions/90_cli.ipynb #57159ca6
 _layer = lambda path, before, after, sqnr: {"path": path, "before": before, "after": after, "sqnr": sqnr}
 
 @exercise("90.2 The best saving")
@@ -25,7 +25,7 @@ def check_saving(best):
     expect(best([embedding, small]), "small", "best_saving of 'small' and 'embed', which was not quantized,")
     expect(best([big, clean, small]), "clean", "best_saving of 'big' and 'clean', which save the same at 41 and 43 dB,")
 
-# %% ../../nbs/solutions/90_cli.ipynb #37acf4d1
+# %% ../../nbs/solutions/90_cli.ipynb #688bf4ce
 @exercise("90.3 Faster, or lucky?")
 def check_speedup(speedup):
     for times, want, why in [

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_hollow', 'check_write', 'check_sizes']
 
-# %% ../../nbs/solutions/11_hub.ipynb #23319769
+# %% ../../nbs/solutions/11_hub.ipynb #aa6c9daf
 import tempfile
 from pathlib import Path
 import torch
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from .core import exercise, expect
 
-# %% ../../nbs/solutions/11_hub.ipynb #e448ae09
+# %% ../../nbs/solutions/11_hub.ipynb #60d713e9
 def _with_buffers(device):
     "A model with every kind of tensor: parameters, a persistent buffer and one that isn't."
     with torch.device(device):
@@ -37,7 +37,7 @@ def check_hollow(hollow):
         expect(got, want, f"hollow(a model on meta into which {loaded} was loaded)")
     expect(hollow(_with_buffers("cpu")), [], "hollow(a model without meta tensors)")
 
-# %% ../../nbs/solutions/11_hub.ipynb #6486b9d3
+# %% ../../nbs/solutions/11_hub.ipynb #243a8cf9
 def _run_writer(write_whole, path, fail, seen):
     "One call of the learner's function with a writer that is slow and, maybe, fails half-way; the exception, if one came out."
     def writer(p):
@@ -71,7 +71,7 @@ def check_write(write_whole):
                 rest = [p for p in Path(d).iterdir() if p != path]
                 assert not rest, f"{case}: afterwards {rest[0].name!r} is left beside path"
 
-# %% ../../nbs/solutions/11_hub.ipynb #615036c2
+# %% ../../nbs/solutions/11_hub.ipynb #79b1633d
 _TENSORS = {"codes": torch.zeros(3, 5, dtype=torch.int8), "scales": torch.ones(3), "bias": torch.ones(2, 2, dtype=torch.bfloat16), "one": torch.tensor(1.), "none": torch.ones(0, 4)}
 
 def _expect_sizes(tensor_bytes, path, what):
