@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hub_server import Hub
 
 from tinyq.evaluate import TINY_LM, tiny_lm
 from tinyq.hub import save_quantized
@@ -42,3 +43,15 @@ def short_text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text((TINY_LM / "heldout.txt").read_text(encoding="utf-8")[:3000], encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def hub():
+    "A Hub on this machine, with nothing in it."
+    with Hub() as h: yield h
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "For a client's settings and cache."
+    return tmp_path_factory.mktemp("hf_home")

@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-from hub_server import Hub
 from safetensors.torch import load_file, save_file
 from test_hub import client
 
@@ -140,15 +139,6 @@ def test_offline_and_not_in_the_cache():
     says = refused(ConnectionError, "user/surely-not-in-any-cache")  # HF_HUB_OFFLINE is set for all tests
     assert "not in the cache" in says and "HF_HUB_OFFLINE" in says
     assert "local_files_only" in refused(ConnectionError, "user/surely-not-in-any-cache", local_files_only=True)
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with Hub() as h: yield h
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory): return tmp_path_factory.mktemp("hf_home")
 
 
 @pytest.fixture(scope="module")

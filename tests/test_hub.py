@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import Hub
 from safetensors.torch import save_file
 
 from tinyq import QuantizedLinear
@@ -36,15 +35,6 @@ def client(hub, home, code, token="hf_write", **env):
     out = subprocess.run([sys.executable, "-c", HEAD + code + "\nprint(json.dumps(found))"], env=env, capture_output=True, text=True, timeout=240)
     assert out.returncode == 0, out.stderr[-3000:]
     return json.loads(out.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with Hub() as h: yield h
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory): return tmp_path_factory.mktemp("hf_home")
 
 
 @pytest.fixture(scope="module")

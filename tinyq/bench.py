@@ -8,10 +8,10 @@ __all__ = ['FLAGS', 'PEERS', 'WEIGHT_ONLY', 'LABELS', 'SHAPES', 'ROWS', 'DTYPES'
            'read_bandwidth', 'bandwidths', 'torch_threads', 'ListingLinear', 'check_peers', 'short_error', 'attempt',
            'candidates', 'relative_error', 'timed', 'parse_shape', 'bench_layers', 'over_shapes', 'speed_table',
            'build_preset', 'untie_head', 'swap_linears', 'decoding_seconds', 'streamed_bytes', 'bench_decode', 'bench',
-           'check_target', 'save_bench', 'load_bench', 'draw', 'plot_speedup', 'plot_heat', 'reading', 'plot_reading',
-           'plot_roofline', 'plot_decode', 'plot_bench', 'save_plot']
+           'save_bench', 'load_bench', 'draw', 'plot_speedup', 'plot_heat', 'reading', 'plot_reading', 'plot_roofline',
+           'plot_decode', 'plot_bench', 'save_plot']
 
-# %% ../nbs/89_bench.ipynb #c99a897b
+# %% ../nbs/89_bench.ipynb #df507f73
 import contextlib, copy, importlib.metadata, io, json, logging, math, os, platform, re, statistics, time, warnings
 from pathlib import Path
 from typing import Callable, Iterable
@@ -24,10 +24,10 @@ from torch import nn
 from .evaluate import tiny_lm
 from .kernels import explain
 from .layers import QuantizedLinear, W8A16LinearLayer, W8A32LinearLayer
-from .quantizer import Quantizer, get_memory_footprint
+from .quantizer import Quantizer, get_memory_footprint, write_whole
 from .viz import FAINT, INK, MUTED, PALETTE, STYLE
 
-# %% ../nbs/89_bench.ipynb #fa4e918f
+# %% ../nbs/89_bench.ipynb #1e9940a2
 def calls_needed(run: Callable, # to be timed
                  at_least: float=.005, # seconds
                  clock: Callable=time.perf_counter, # gives seconds
@@ -42,7 +42,7 @@ def calls_needed(run: Callable, # to be timed
         if took >= at_least: return n
         n = min(10*n, 1 + int(1.1*n*at_least/max(took, 1e-9)))
 
-# %% ../nbs/89_bench.ipynb #be4daf43
+# %% ../nbs/89_bench.ipynb #c0521cb3
 def time_in_turn(candidates: dict[str, Callable], # name -> a call to time
                  rounds: int=7, # timings of each
                  at_least: float=.005, # seconds a timing takes, or one call
@@ -59,7 +59,7 @@ def time_in_turn(candidates: dict[str, Callable], # name -> a call to time
             times[name] += [(clock() - start)/calls[name]]
     return times, calls
 
-# %% ../nbs/89_bench.ipynb #8165b619
+# %% ../nbs/89_bench.ipynb #be63989b
 def spread(values: list[float], # at least one
           ) -> dict[str, float]: # median, q1, q3
     "Median and quartiles: what is typical, and where the middle half lies."
@@ -74,7 +74,7 @@ def ratios(base: list[float], # seconds, round by round
     if len(base) != len(times): raise ValueError(f"{len(base)} rounds of the base, {len(times)} of the candidate: they were not timed in turn")
     return spread([b/t for b, t in zip(base, times)])
 
-# %% ../nbs/89_bench.ipynb #763024f2
+# %% ../nbs/89_bench.ipynb #5bd65845
 def geometric_mean(values: Iterable[float], # ratios, above 0
                   ) -> float:
     """The mean for ratios: that of `1/r` is one over that of `r`.
@@ -90,7 +90,7 @@ def mean_spread(spreads: list[dict], # one a shape
     "Geometric mean of the medians, and, as a generous spread, of the lower and of the upper quartiles."
     return {k: geometric_mean(s[k] for s in spreads) for k in ("median", "q1", "q3")}
 
-# %% ../nbs/89_bench.ipynb #29ce6acf
+# %% ../nbs/89_bench.ipynb #1587c817
 FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16 asimddp i8mm bf16 sve".split()
 
 def _version(package):
@@ -109,7 +109,7 @@ def machine() -> dict:
             "numba": _version("numba"), "transformers": _version("transformers"),
             "set": {k: os.environ[k] for k in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if k in os.environ}}
 
-# %% ../nbs/89_bench.ipynb #aac2e693
+# %% ../nbs/89_bench.ipynb #69e3d9a3
 def read_bandwidth(nbytes: int=2**29, # of two tensors together, large against the caches
                    rounds: int=5, # timings of each loop
                   ) -> dict[str, float]: # GB/s, each loop and the "best"
@@ -127,7 +127,7 @@ def bandwidths(rounds: int=5, # timings of each loop
     sizes = [2**k for k in range(19, largest.bit_length())]
     return read_bandwidth(rounds=rounds) | {"by_size": [(n, read_bandwidth(n, rounds)["best"]) for n in sizes]}
 
-# %% ../nbs/89_bench.ipynb #8554af70
+# %% ../nbs/89_bench.ipynb #a8282a86
 @contextlib.contextmanager
 def torch_threads(n: int): # at least 1
     "Run with `n` of torch's threads, which our kernels use too, then as before."
@@ -137,7 +137,7 @@ def torch_threads(n: int): # at least 1
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/89_bench.ipynb #717c115a
+# %% ../nbs/89_bench.ipynb #6b6d2349
 class ListingLinear(nn.Module):
     "The tutorial's layer: a float copy of the codes at each call."
     def __init__(self, linear: nn.Linear): # the layer to copy
@@ -150,7 +150,7 @@ class ListingLinear(nn.Module):
         else: out = F.linear(x, self.q.to(x.dtype))*self.s # W8A16
         return out if self.b is None else out + self.b
 
-# %% ../nbs/89_bench.ipynb #51793882
+# %% ../nbs/89_bench.ipynb #0b3c0f68
 def _torchao(linear):
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
     quantize_(box := nn.Sequential(linear), Int8WeightOnlyConfig())
@@ -167,7 +167,7 @@ def _hqq(linear):
     config = BaseQuantizeConfig(nbits=8, group_size=None, axis=1)
     return HQQLinear(linear, config, compute_dtype=linear.weight.dtype, device="cpu", del_orig=False)
 
-# %% ../nbs/89_bench.ipynb #324f9620
+# %% ../nbs/89_bench.ipynb #95694d50
 def _bitsandbytes(linear):
     from bitsandbytes.nn import Linear8bitLt
     new = Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False)
@@ -184,7 +184,7 @@ def check_peers(names: Iterable[str]) -> list[str]: # the same
     if unknown := [n for n in names if n not in PEERS]: raise ValueError(f"unknown peer {unknown[0]!r}; choose from {', '.join(PEERS)}, or all, or none")
     return list(dict.fromkeys(names))
 
-# %% ../nbs/89_bench.ipynb #6ec3033c
+# %% ../nbs/89_bench.ipynb #344d0ec4
 @contextlib.contextmanager
 def _quiet():
     "No log lines and no warnings."
@@ -203,7 +203,7 @@ def short_error(e: Exception) -> str:
     line = (str(e).strip().splitlines() or [""])[0]
     return f"{type(e).__name__}: {_PATH.sub('...', line)[:200]}"
 
-# %% ../nbs/89_bench.ipynb #c5f1b8f8
+# %% ../nbs/89_bench.ipynb #ebf85e4a
 def attempt(makers: dict[str, Callable], # name -> makes a candidate
            ) -> tuple[dict, dict[str, str]]: # name -> what was made; name -> why there is none
     "Call all makers; those that fail, or whose package isn't installed, say so and stop nobody."
@@ -216,7 +216,7 @@ def attempt(makers: dict[str, Callable], # name -> makes a candidate
         except Exception as e: failed[name] = short_error(e)
     return made, failed
 
-# %% ../nbs/89_bench.ipynb #27cee859
+# %% ../nbs/89_bench.ipynb #bee866cb
 def candidates(linear: nn.Linear, # the float layer
                peers: Iterable[str]=(), # keys of `PEERS`
               ) -> tuple[dict[str, nn.Module], dict[str, str]]: # name -> layer; name -> why there is none
@@ -225,7 +225,7 @@ def candidates(linear: nn.Linear, # the float layer
     makers = {"float": lambda: linear, "control": lambda: copy.deepcopy(linear), "tinyq": lambda: ours.from_linear(linear)}
     return attempt(makers | {n: lambda n=n: PEERS[n][1](copy.deepcopy(linear)) for n in check_peers(peers)})
 
-# %% ../nbs/89_bench.ipynb #db2fb38d
+# %% ../nbs/89_bench.ipynb #e3db6d36
 def relative_error(got: torch.Tensor, # what a candidate gave
                    want: torch.Tensor, # float32
                   ) -> float:
@@ -240,7 +240,7 @@ def _judged(run, want, limit=.05):
     if e > limit: raise ValueError(f"wrong result: relative error {e:.2g}")
     return e
 
-# %% ../nbs/89_bench.ipynb #3284e904
+# %% ../nbs/89_bench.ipynb #fbac32da
 def timed(runs: dict[str, Callable], # name -> call; "float" is the base
           want: torch.Tensor, # what they should give, float32
           rounds: int=7, # timings of each
@@ -257,7 +257,7 @@ def timed(runs: dict[str, Callable], # name -> call; "float" is the base
     if best and "tinyq" in times: out["tinyq"] |= {"best_peer": best, "against_best": ratios(times[best], times["tinyq"])}
     return {n: out[n] for n in runs}
 
-# %% ../nbs/89_bench.ipynb #391b2dd4
+# %% ../nbs/89_bench.ipynb #98fe10e1
 SHAPES = ((768, 768), (3072, 768), (1024, 1024), (4096, 1024), (1536, 1536), (8960, 1536), (4096, 4096)) # out x in
 ROWS = (1, 8, 64, 512)
 DTYPES = ("bfloat16", "float32") # W8A16 is timed in the first, W8A32 in the second
@@ -279,7 +279,7 @@ def _float_layer(shape, dtype):
         torch.manual_seed(0)
         return nn.Linear(shape[1], shape[0]).to(getattr(torch, dtype)).requires_grad_(False)
 
-# %% ../nbs/89_bench.ipynb #431609f7
+# %% ../nbs/89_bench.ipynb #987f413b
 @torch.inference_mode()
 def bench_layers(shapes: Iterable[tuple[int, int]]=SHAPES, # (out, in)
                  rows: Iterable[int]=ROWS, # rows of activations
@@ -302,7 +302,7 @@ def bench_layers(shapes: Iterable[tuple[int, int]]=SHAPES, # (out, in)
             cells.append({"dtype": dtype, "out": shape[0], "in": shape[1], "rows": n, "kernel": _served_by(layers.get("tinyq"), x), "candidates": done | {k: {"failed": v} for k, v in failed.items()}})
     return cells
 
-# %% ../nbs/89_bench.ipynb #ad0954d5
+# %% ../nbs/89_bench.ipynb #d28f1753
 TABLE = {"W8A16 against bf16 nn.Linear": ("bfloat16", "tinyq", "ratio"), "W8A32 against fp32 nn.Linear": ("float32", "tinyq", "ratio"),
          "W8A16 against the best peer, bf16": ("bfloat16", "tinyq", "against_best"),
          "W8A32 against the best peer, fp32": ("float32", "tinyq", "against_best")} # label -> dtype, candidate, which ratio
@@ -323,7 +323,7 @@ def speed_table(cells: list[dict]) -> dict[str, dict[int, dict]]: # label -> row
     "The four lines of the speed table."
     return {label: over_shapes(cells, *which) for label, which in TABLE.items()}
 
-# %% ../nbs/89_bench.ipynb #9ae30733
+# %% ../nbs/89_bench.ipynb #d389e7ca
 PRESETS = {
     "tiny": None, # the shipped model
     "opt-125m": ("OPTConfig", {}),
@@ -344,7 +344,7 @@ def build_preset(name: str, # a key of `PRESETS`
         model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes), dtype=getattr(torch, dtype))
     return model.eval().requires_grad_(False)
 
-# %% ../nbs/89_bench.ipynb #ebd12c76
+# %% ../nbs/89_bench.ipynb #5f924179
 def untie_head(model): # changed
     "Give the output head a weight of its own if it shares the embedding's; the model itself."
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -365,7 +365,7 @@ def _rival(model, name):
     if name != "tinyq": return swap_linears(new, PEERS[name][1])
     return Quantizer(new).quantize("w8a32" if model.dtype == torch.float32 else "w8a16")
 
-# %% ../nbs/89_bench.ipynb #4d3c83c1
+# %% ../nbs/89_bench.ipynb #56ef67e9
 @torch.inference_mode()
 def decoding_seconds(model, # causal language model
                      ids: torch.Tensor, # the prompt, (1, n)
@@ -382,7 +382,7 @@ def streamed_bytes(model) -> int:
     kinds = (nn.Linear, QuantizedLinear)
     return sum(t.nbytes for m in model.modules() if isinstance(m, kinds) for t in (m.weight, getattr(m, "scales", None), m.bias) if t is not None)
 
-# %% ../nbs/89_bench.ipynb #12d53b37
+# %% ../nbs/89_bench.ipynb #dab886d4
 def bench_decode(preset: str="tiny", # a key of `PRESETS`
                  peers: Iterable[str]=(), # keys of `PEERS`
                  tokens: int=32, # to write in a run
@@ -406,7 +406,7 @@ def bench_decode(preset: str="tiny", # a key of `PRESETS`
     for n in [n for n in ("float", "tinyq") if n in done]: done[n] |= {"bytes": get_memory_footprint(models[n]), "streamed": streamed_bytes(models[n])}
     return {"preset": preset, "dtype": dtype, "tokens": tokens, "candidates": done | {k: {"failed": v} for k, v in out.items()}}
 
-# %% ../nbs/89_bench.ipynb #511571a9
+# %% ../nbs/89_bench.ipynb #9e57f65a
 def bench(layers: bool=True, # time layers
           presets: Iterable[str]=("tiny",), # models to decode with; keys of `PRESETS`
           quick: bool=False, # a few seconds, for a first look; what is given below still counts
@@ -432,23 +432,7 @@ def bench(layers: bool=True, # time layers
         result["decode"] = [bench_decode(p, peers or (), s["tokens"], s["rounds"], dtype, progress) for p in presets]
     return result
 
-# %% ../nbs/89_bench.ipynb #051d599e
-def check_target(path: str|Path, # a file to be written
-                ) -> Path:
-    "Raise, before anything is timed, if the file can't be written."
-    path = Path(path).expanduser()
-    if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; give a file name")
-    if not path.parent.is_dir(): raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
-    return path
-
-def _write_whole(path, data):
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
-# %% ../nbs/89_bench.ipynb #b58f2e8d
+# %% ../nbs/89_bench.ipynb #507fb3b8
 def _short(value):
     "Floats to five digits, all the way down; keys as text."
     if isinstance(value, dict): return {str(k): _short(v) for k, v in value.items()}
@@ -460,7 +444,7 @@ def save_bench(result: dict, # of `bench`
               ):
     "Write a result, whole or not at all."
     text = json.dumps(_short(result)).replace(', {"dtype"', ',\n{"dtype"').replace(', {"preset"', ',\n{"preset"')
-    _write_whole(check_target(path), (text + "\n").encode())
+    write_whole(path, lambda part: part.write_bytes((text + "\n").encode()))
 
 def load_bench(path: str|Path, # of `save_bench`
               ) -> dict: # as `bench` gave it, to five digits
@@ -468,7 +452,7 @@ def load_bench(path: str|Path, # of `save_bench`
     result = json.loads(Path(path).read_text(encoding="utf-8"))
     return result | {"table": {label: {int(n): s for n, s in cells.items()} for label, cells in result["table"].items()}}
 
-# %% ../nbs/89_bench.ipynb #bdc448e5
+# %% ../nbs/89_bench.ipynb #efdb4c24
 COLORS = {"float": INK, "control": MUTED} | dict(zip(("tinyq", *PEERS), PALETTE))
 
 def _label(name): return LABELS.get(name, name)
@@ -488,7 +472,7 @@ def draw(*plots: tuple, # (function, what it takes after the axes)
         FigureCanvasAgg(fig).print_png(out := io.BytesIO())
     return out.getvalue()
 
-# %% ../nbs/89_bench.ipynb #605af210
+# %% ../nbs/89_bench.ipynb #7652ce1e
 def plot_speedup(ax, # matplotlib Axes
                  cells: list[dict], # of `bench_layers`
                  dtype: str="bfloat16", # or "float32"
@@ -503,7 +487,7 @@ def plot_speedup(ax, # matplotlib Axes
         if len(mid) == len(rows): ax.errorbar(rows, mid, bars, color=color, marker="os^Dv*P"[i], ms=5, lw=1.8 if i else 1, label=_label(name))
     ax.axhline(1, color=FAINT, zorder=0); _legend(ax)
 
-# %% ../nbs/89_bench.ipynb #c81e8a38
+# %% ../nbs/89_bench.ipynb #89f741ff
 def plot_heat(ax, # matplotlib Axes
               cells: list[dict], # of `bench_layers`
               dtype: str="bfloat16", # or "float32"
@@ -520,7 +504,7 @@ def plot_heat(ax, # matplotlib Axes
     ax.set_xticks(range(len(rows)), rows); ax.set_yticks(range(len(shapes)), shapes)
     ax.set(xlabel="rows", title=f"{_label(name)}, {dtype}"); ax.spines[:].set_visible(False)
 
-# %% ../nbs/89_bench.ipynb #04b24115
+# %% ../nbs/89_bench.ipynb #193bde71
 def reading(cells: list[dict], # of `bench_layers`
             dtype: str, # "bfloat16" or "float32"
             name: str, # "float" or "tinyq"
@@ -532,7 +516,7 @@ def reading(cells: list[dict], # of `bench_layers`
 
 KINDS = [(d, n) for d in DTYPES for n in ("float", "tinyq")]
 
-# %% ../nbs/89_bench.ipynb #7b554417
+# %% ../nbs/89_bench.ipynb #cd7531af
 def plot_reading(ax, # matplotlib Axes
                  cells: list[dict], # of `bench_layers`
                  bandwidth: dict, # of `bandwidths`
@@ -547,7 +531,7 @@ def plot_reading(ax, # matplotlib Axes
     ax.set(xscale="log", ylim=(0, None), xlabel="megabytes of weight", ylabel="GB/s", title=f"How fast the weights are read, {rows} row(s)")
     ax.set_xticks(t := [.5, 1, 2, 5, 10, 20, 50, 100, 200], map("{:g}".format, t)); ax.minorticks_off(); _legend(ax)
 
-# %% ../nbs/89_bench.ipynb #d1b85b34
+# %% ../nbs/89_bench.ipynb #871d6c45
 def plot_roofline(ax, # matplotlib Axes
                   cells: list[dict], # of `bench_layers`, all of one shape
                   limit: float, # GB/s
@@ -565,7 +549,7 @@ def plot_roofline(ax, # matplotlib Axes
     ax.set(xscale="log", yscale="log", xlabel="operations per byte of weight", ylabel="billion operations a second")
     ax.set_title(f"Roofline, {cells[0]['out']}x{cells[0]['in']}"); _legend(ax)
 
-# %% ../nbs/89_bench.ipynb #6830b595
+# %% ../nbs/89_bench.ipynb #354b0465
 def plot_decode(ax, # matplotlib Axes
                 runs: list[dict], # of `bench_decode`
                 limit: float, # GB/s
@@ -582,7 +566,7 @@ def plot_decode(ax, # matplotlib Axes
     ax.set_xticks(range(len(runs)), [r["preset"] for r in runs]); ax.margins(y=.18); _legend(ax)
     ax.set(ylabel="times the float model", title="Decoding: tokens a second, and the most that the memory allows")
 
-# %% ../nbs/89_bench.ipynb #9feb5a9a
+# %% ../nbs/89_bench.ipynb #688594fd
 def plot_bench(result: dict, # of `bench`
               ) -> bytes: # a PNG
     "Speed-ups by rows, how fast weights are read, and decoding: what there is in the result. `tinyq bench --plot` writes it."
@@ -596,4 +580,4 @@ def save_plot(result: dict, # of `bench`
               path: str|Path, # a PNG file, replaced if it exists
              ):
     "Draw a result into a file, whole or not at all."
-    _write_whole(check_target(path), plot_bench(result))
+    write_whole(path, lambda part: part.write_bytes(plot_bench(result)))

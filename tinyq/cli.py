@@ -12,7 +12,7 @@ __all__ = ['app', 'SHIPPED', 'PROMPT', 'ModelArg', 'MethodOpt', 'ExcludeOpt', 'O
            'kernel_rows', 'show_kernels', 'state_of', 'inspect', 'speed', 'speed_tables', 'speed_notes', 'numbers',
            'bench']
 
-# %% ../nbs/90_cli.ipynb #7d91a8ac
+# %% ../nbs/90_cli.ipynb #709ea705
 import contextlib, copy, io, json, sys, time
 from collections import defaultdict
 from dataclasses import asdict
@@ -26,22 +26,22 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-# %% ../nbs/90_cli.ipynb #00594030
-from .bench import LABELS, PEERS, bench as run_bench, check_peers, check_target, parse_shape, save_bench, save_plot
+# %% ../nbs/90_cli.ipynb #18d4157a
+from .bench import LABELS, PEERS, bench as run_bench, check_peers, parse_shape, save_bench, save_plot
 from .evaluate import check_model_path, decoding_speed, evaluate_lm, get_generation, heldout_text, load_model, tiny_lm
 from .hub import check_output, check_push, load, published_config, push_to_hub, save_quantized
 from .layers import QuantizedLinear
-from .quantizer import LayerReport, Quantizer, check_method, get_memory_footprint
+from .quantizer import LayerReport, Quantizer, check_method, check_target, get_memory_footprint
 from .kernels import explain
 from .replace import check_exclude, coverage
 from .viz import CARD, MUTED, PALETTE
 
-# %% ../nbs/90_cli.ipynb #833c8dcb
+# %% ../nbs/90_cli.ipynb #c266a323
 app = typer.Typer(help="Quantize, evaluate and inspect language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 SHIPPED = "tiny_lm (shipped)" # what the model is called if none is named
 PROMPT = "If the file does not exist," # for both models to go on from
 
-# %% ../nbs/90_cli.ipynb #3348e4ec
+# %% ../nbs/90_cli.ipynb #a888dae8
 ModelArg = Annotated[Optional[str], typer.Argument(help="Folder of a model, or Hub id; the shipped model by default.", show_default=False)]
 MethodOpt = Annotated[str, typer.Option(help="w8a16 or w8a32.")]
 ExcludeOpt = Annotated[Optional[list[str]], typer.Option(help="Layer to leave alone: name, dotted path or glob; may be repeated.", show_default=False)]
@@ -54,7 +54,7 @@ TextOpt = Annotated[Optional[Path], typer.Option(help="UTF-8 text to evaluate on
 DtypeOpt = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
-# %% ../nbs/90_cli.ipynb #df221865
+# %% ../nbs/90_cli.ipynb #e2c0e1ec
 @contextlib.contextmanager
 def one_line_errors():
     "Turn an expected error into one line on stderr and exit code 2."
@@ -63,7 +63,7 @@ def one_line_errors():
         typer.echo(f"tinyq: {' '.join(str(e).split())}", err=True)
         raise typer.Exit(2) from None
 
-# %% ../nbs/90_cli.ipynb #1acd3653
+# %% ../nbs/90_cli.ipynb #51dc4ab0
 def hush():
     "No logs of huggingface_hub and, where there is no terminal, no bars."
     huggingface_hub.utils.logging.set_verbosity_error()
@@ -89,7 +89,7 @@ def open_model(name: str|None, # folder or Hub id; None: the shipped model
     if name is None: return tiny_lm(torch_dtype)
     return load(name, revision) if is_quantized(name, revision) else load_model(name, torch_dtype, revision=revision)
 
-# %% ../nbs/90_cli.ipynb #2a53a4a5
+# %% ../nbs/90_cli.ipynb #e2ed8c59
 def read_text(path: Path|None) -> str:
     "The text to evaluate on. `ValueError` if it is empty or no UTF-8."
     if path is None: return heldout_text()
@@ -99,7 +99,7 @@ def read_text(path: Path|None) -> str:
     if not text.strip(): raise ValueError(f"{path} is empty; give a text of at least a few hundred words")
     return text
 
-# %% ../nbs/90_cli.ipynb #ae10ee78
+# %% ../nbs/90_cli.ipynb #0d366e70
 def sizes(model, # float or quantized
           layers: list[dict], # the `LayerReport`s
           side: str, # "before" or "after"
@@ -111,7 +111,7 @@ def sizes(model, # float or quantized
     return {"parameters": params, "bytes": whole, "bits_per_weight": 8 * whole / params,
             "quantized_layers_bytes": part, "quantized_layers_bits_per_weight": 8 * part / max(1, done_params)}
 
-# %% ../nbs/90_cli.ipynb #702cc4ca
+# %% ../nbs/90_cli.ipynb #f83c7311
 def measure(reference, # the float model
             model, # the quantized one
             tokenizer, # of both
@@ -131,7 +131,7 @@ def measure(reference, # the float model
         out[k] = sizes(m, layers, k) | quality | {"tokens_per_second": speed[k], "generation": sample}
     return out
 
-# %% ../nbs/90_cli.ipynb #a1c3744c
+# %% ../nbs/90_cli.ipynb #7f2e0d72
 def check_job(output: Path, # folder for the result
               name: str|None=None, # folder of a model, or Hub id; None: the shipped model
               method: str="w8a16", # a key of `METHODS`
@@ -148,7 +148,7 @@ def check_job(output: Path, # folder for the result
     if name is not None and is_quantized(name, revision): raise ValueError(f"{name} is quantized already; give the float model")
     return output
 
-# %% ../nbs/90_cli.ipynb #acab6479
+# %% ../nbs/90_cli.ipynb #2f023b33
 def card_numbers(result: dict) -> dict: # label -> (before, after), as text
     "What the model card is to say beside the bytes."
     keys = {"bits_per_weight", "bits_per_byte", "perplexity", "kl", "tokens_per_second"}
@@ -162,7 +162,7 @@ def push(folder: Path, # with the result
     try: return str(push_to_hub(folder, repo_id, private=private or None))
     except OSError as e: raise type(e)(f"{e}; the result is whole in {folder}: tinyq.push_to_hub({str(folder)!r}, {repo_id!r}) pushes it") from None
 
-# %% ../nbs/90_cli.ipynb #a33e1443
+# %% ../nbs/90_cli.ipynb #0adaa9f1
 def quantize_and_measure(output: Path, # folder for the result
                          name: str|None=None, # folder of a model, or Hub id; None: the shipped model
                          method: str="w8a16", # a key of `METHODS`
@@ -189,7 +189,7 @@ def quantize_and_measure(output: Path, # folder for the result
     save_quantized(model, output, tokenizer, files, name if name and not Path(name).expanduser().exists() else None, card_numbers(result), push_to)
     return result | ({"pushed": push(output, push_to, private)} if push_to else {})
 
-# %% ../nbs/90_cli.ipynb #558ef89c
+# %% ../nbs/90_cli.ipynb #cf170540
 def new_table(*columns: str, # headings; one that begins with ">" is aligned to the right
               title: str|None=None, # above the table
              ) -> Table:
@@ -203,7 +203,7 @@ def show(table: Table, # of this chapter
     "Print a table: as wide as the terminal, or as it needs where there is none."
     Console(width=None if sys.stdout.isatty() else 120, soft_wrap=not sys.stdout.isatty()).print(table)
 
-# %% ../nbs/90_cli.ipynb #1dbb2ccb
+# %% ../nbs/90_cli.ipynb #12902d5f
 FIGURES = {"parameters": ("parameters", ","), "bytes": ("bytes, whole model", ","), "bits_per_weight": ("bits per weight, whole model", ".2f"),
            "quantized_layers_bytes": ("bytes, quantized layers", ","), "quantized_layers_bits_per_weight": ("bits per weight, quantized layers", ".2f"),
            "bits_per_byte": ("bits per byte of text", ".4f"), "perplexity": ("perplexity", ".3f"), "kl": ("KL to the float model, nats a token", ".6f"),
@@ -218,7 +218,7 @@ def result_table(result: dict) -> Table: # of `quantize_and_measure`
         table.add_row(label, *numbers, f"{after / before:.3f}" if before else "")
     return table
 
-# %% ../nbs/90_cli.ipynb #49124eba
+# %% ../nbs/90_cli.ipynb #7f46ca55
 def grouped(rows, # `LayerReport`s or `Coverage`s
            ) -> list[tuple[str, int, int, str]]: # label, parameters, bytes, reason
     "Modules that were left alone, those of one kind and reason on one line."
@@ -228,7 +228,7 @@ def grouped(rows, # `LayerReport`s or `Coverage`s
     return [(f"{len(g)} x {kind}" if len(g) > 1 else f"{g[0].path} ({kind})", sum(r.params for r in g), sum(map(nbytes, g)), why)
             for (kind, why), g in groups.items()]
 
-# %% ../nbs/90_cli.ipynb #a1779858
+# %% ../nbs/90_cli.ipynb #2b983d08
 def coverage_table(layers: list) -> Table: # `LayerReport`s
     "What was quantized and what was not, with the reason."
     table = new_table("modules", ">parameters", ">bytes", "what became of them")
@@ -237,7 +237,7 @@ def coverage_table(layers: list) -> Table: # `LayerReport`s
     for label, params, nbytes, why in grouped(r for r in layers if not r.scheme): table.add_row(label, f"{params:,}", f"{nbytes:,}", f"left: {why}")
     return table
 
-# %% ../nbs/90_cli.ipynb #1abca189
+# %% ../nbs/90_cli.ipynb #87be5fe7
 def bars(ax, # matplotlib Axes
          values: dict[str, list[float]], # name -> the lengths of its pieces, side by side
          form: str="{:.2f}", # of the number in a piece
@@ -262,7 +262,7 @@ def dots(ax, # matplotlib Axes
     ax.set_yticks(range(len(names)), names); ax.invert_yaxis()
     ax.set_xlim(0, 1.15 * max((s for _, s in points), default=1))
 
-# %% ../nbs/90_cli.ipynb #b8d0c2fc
+# %% ../nbs/90_cli.ipynb #68555024
 def plot_result(result: dict, # of `quantize_and_measure`
                ) -> bytes: # a PNG
     "Megabytes and tokens a second before and after, and the signal to noise ratio of every quantized layer."
@@ -278,7 +278,7 @@ def plot_result(result: dict, # of `quantize_and_measure`
     FigureCanvasAgg(fig).print_png(out := io.BytesIO())
     return out.getvalue()
 
-# %% ../nbs/90_cli.ipynb #7d86ffb3
+# %% ../nbs/90_cli.ipynb #c998b519
 def show_result(result: dict): # of `quantize_and_measure`
     "Both tables, what the two models wrote, and where the result is."
     show(result_table(result))
@@ -299,7 +299,7 @@ def quantize(model: ModelArg=None, method: MethodOpt="w8a16", exclude: ExcludeOp
     if as_json: typer.echo(json.dumps(result))
     else: show_result(result)
 
-# %% ../nbs/90_cli.ipynb #c5b1f91c
+# %% ../nbs/90_cli.ipynb #ebfca110
 @app.command()
 def evaluate(model: ModelArg=None, text: TextOpt=None, dtype: DtypeOpt="auto", as_json: JsonOpt=False, revision: RevisionOpt=None):
     "Perplexity and bits per byte of a float or quantized model."
@@ -311,7 +311,7 @@ def evaluate(model: ModelArg=None, text: TextOpt=None, dtype: DtypeOpt="auto", a
     forms = {str: "", int: ",", float: ".4f"}
     for k, v in result.items(): typer.echo(f"{k:<14} {format(v, forms[type(v)])}")
 
-# %% ../nbs/90_cli.ipynb #30ba1ae5
+# %% ../nbs/90_cli.ipynb #31b96384
 def kernel_rows(shape: tuple[int, int]=(1024, 1024), # of the layer, (out_features, in_features)
                 counts: tuple[int, ...]=(1, 8, 64, 512), # rows of activations
                ) -> list[dict]: # activations, rows, kernel, passed_over
@@ -331,7 +331,7 @@ def show_kernels(as_json: bool): # print JSON
     for r in rows: table.add_row(r["activations"], str(r["rows"]), r["kernel"], "; ".join(f"{k}: {why}" for k, why in r["passed_over"].items()))
     show(table)
 
-# %% ../nbs/90_cli.ipynb #8e0bd1a7
+# %% ../nbs/90_cli.ipynb #8d2dcfc2
 def state_of(model, # float or quantized
              row, # a `Coverage` of it
             ) -> str:
@@ -356,7 +356,7 @@ def inspect(model: ModelArg=None, exclude: ExcludeOpt=None, dtype: DtypeOpt="aut
     table.add_section(); table.add_row("all", "", f"{sum(r.params for r in rows):,}", f"{sum(r.nbytes for r in rows):,}", "")
     show(table)
 
-# %% ../nbs/90_cli.ipynb #7e198118
+# %% ../nbs/90_cli.ipynb #7e918561
 LayersOpt = Annotated[bool, typer.Option("--layers", help="Time layers. Without --layers and --decode: both.")]
 DecodeOpt = Annotated[bool, typer.Option("--decode", help="Time whole models that write one token at a time.")]
 PresetOpt = Annotated[Optional[list[str]], typer.Option(help="Model to decode with: tiny (the shipped one, default), opt-125m, codegen-350m or qwen2-1.5b (random weights); may be repeated.", show_default=False)]
@@ -370,7 +370,7 @@ QuickOpt = Annotated[bool, typer.Option("--quick", help="A few seconds: two smal
 JsonFileOpt = Annotated[Optional[Path], typer.Option("--json", help="Write all medians and quartiles to this file.", show_default=False)]
 PlotOpt = Annotated[Optional[Path], typer.Option("--plot", help="Draw the result into this PNG file.", show_default=False)]
 
-# %% ../nbs/90_cli.ipynb #3139f0b8
+# %% ../nbs/90_cli.ipynb #ecdc94c8
 def speed(c: dict|None, # median, q1 and q3 of a ratio, perhaps of how many shapes
           shapes: int=0, # of how many it should be
          ) -> str:
@@ -392,7 +392,7 @@ def speed_tables(result: dict) -> list[Table]: # of `bench`
             else: t.add_row(LABELS.get(name, name), f"{c['tokens_per_second']['median']:.1f}", speed(c["ratio"]))
     return tables
 
-# %% ../nbs/90_cli.ipynb #581c7019
+# %% ../nbs/90_cli.ipynb #396bfa8e
 def speed_notes(result: dict) -> list[str]: # of `bench`
     "The machine, what the table means, and who failed."
     m, cells = result["machine"], result["layers"]
@@ -408,7 +408,7 @@ def speed_notes(result: dict) -> list[str]: # of `bench`
             if result["peers"].get(n, "") is not None and "failed" in r: failed[n, r["failed"]].append(f"{c['out']}x{c['in']}, {c['rows']} row(s), {c['dtype']}")
     return notes + [f"{LABELS.get(n, n)} failed on {where[0]}{f' and {len(where) - 1} more' if where[1:] else ''}: {why}" for (n, why), where in failed.items()]
 
-# %% ../nbs/90_cli.ipynb #26917188
+# %% ../nbs/90_cli.ipynb #6916907d
 def numbers(text: str|None) -> list[int]|None: # such as "1,8"
     "`ValueError` unless they are whole and above 0."
     try: out = None if text is None else [int(t) for t in text.split(",")]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'OBSERVERS', 'check_method', 'get_memory_footprint', 'compute_module_sizes', 'LayerReport', 'weight_sqnr',
-           'layer_report', 'report_table', 'Quantizer']
+           'layer_report', 'report_table', 'check_target', 'write_whole', 'Quantizer']
 
-# %% ../nbs/09_quantizer.ipynb #fddde8e5
+# %% ../nbs/09_quantizer.ipynb #99368b1a
 import copy, logging, math, os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .per_channel import as_rows
 from .per_group import BLOCK, QTensor, _parts
 from .replace import Coverage, carry_hooks, coverage, memory_key, own_tensors, replace_linear_with_target_and_quantize
 
-# %% ../nbs/09_quantizer.ipynb #063eecbf
+# %% ../nbs/09_quantizer.ipynb #4e93f335
 METHODS = {"w8a32": W8A32LinearLayer, "w8a16": W8A16LinearLayer} # name -> class of the layers
 
 def check_method(method: str) -> str: # the same
@@ -27,12 +27,12 @@ def check_method(method: str) -> str: # the same
     if method not in METHODS: raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
     return method
 
-# %% ../nbs/09_quantizer.ipynb #78985a8a
+# %% ../nbs/09_quantizer.ipynb #cfa71b49
 def get_memory_footprint(model: nn.Module) -> int: # bytes
     "Bytes of all parameters and buffers, shared memory counted once."
     return sum({memory_key(t): t.nbytes for m in model.modules() for t in own_tensors(m)}.values())
 
-# %% ../nbs/09_quantizer.ipynb #f5ad0be9
+# %% ../nbs/09_quantizer.ipynb #3c6337e2
 def compute_module_sizes(model: nn.Module) -> dict[str, int]: # dotted path -> bytes; "" is the whole model
     "Bytes of every module with all that is below it, shared memory counted once, where it comes first."
     sizes, seen = {}, set()
@@ -45,7 +45,7 @@ def compute_module_sizes(model: nn.Module) -> dict[str, int]: # dotted path -> b
             sizes[key] = sizes.get(key, 0) + sum(fresh.values())
     return sizes
 
-# %% ../nbs/09_quantizer.ipynb #8fb14f02
+# %% ../nbs/09_quantizer.ipynb #ee1e6bda
 @dataclass(frozen=True)
 class LayerReport:
     "What became of one module."
@@ -58,7 +58,7 @@ class LayerReport:
     sqnr: float|None # decibels, of the weight
     skipped: str|None # why it was left alone
 
-# %% ../nbs/09_quantizer.ipynb #ee7bf4f5
+# %% ../nbs/09_quantizer.ipynb #85e974d2
 def _power(t: torch.Tensor) -> float: # float32 or float64, (rows, ...)
     "The sum of squares: of a row in the dtype of `t`, which is much quicker, unless they leave its range; then in double precision."
     norms = lambda dtype: torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=dtype).double().square_().sum().item()
@@ -87,7 +87,7 @@ def weight_sqnr(weight: torch.Tensor, # float, not empty
         signal, noise = signal + _power(x.to(r.dtype)), noise + _power(r.sub_(x))
     return 10 * math.log10(signal / noise) if noise else math.inf
 
-# %% ../nbs/09_quantizer.ipynb #35faf7ec
+# %% ../nbs/09_quantizer.ipynb #0522dd11
 def layer_report(c: Coverage, # of the module, before
                  old: nn.Module, # the module before
                  new: nn.Module, # what stands in its place
@@ -97,7 +97,7 @@ def layer_report(c: Coverage, # of the module, before
     db = weight_sqnr(linear_parts(old)[0], new.qtensor)
     return LayerReport(c.path, c.kind, str(new.scheme), c.params, c.nbytes, get_memory_footprint(new), db, None)
 
-# %% ../nbs/09_quantizer.ipynb #ed73c22b
+# %% ../nbs/09_quantizer.ipynb #5c3acc7e
 def report_table(rows: list[LayerReport]) -> str:
     "The report as text: a line for each module, and the sum."
     lines = [("module", "bytes before", "after", "what became of it")]
@@ -108,18 +108,27 @@ def report_table(rows: list[LayerReport]) -> str:
     wide = max(len(path) for path, *_ in lines)
     return "\n".join(f"{path:<{wide}} {before:>15} {after:>13}  {what}".rstrip() for path, before, after, what in lines)
 
-# %% ../nbs/09_quantizer.ipynb #6123ae40
-def _save_whole(state: dict, path: Path):
-    "`torch.save`, whole or not at all."
+# %% ../nbs/09_quantizer.ipynb #b9d80b6f
+def check_target(path: str|os.PathLike, # a file to be written
+                ) -> Path:
+    "Raise, before any work is done, if the file can't be written."
+    path = Path(path).expanduser()
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; give a file name")
     if not path.parent.is_dir(): raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
+    return path
+
+def write_whole(path: str|os.PathLike, # a file, replaced if it exists
+                write: Callable, # called with the path to write to
+               ):
+    "Write a file whole or not at all."
+    path = check_target(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        torch.save(state, part)
+        write(part)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/09_quantizer.ipynb #039578aa
+# %% ../nbs/09_quantizer.ipynb #f3ae811b
 def _shell(module: nn.Module) -> nn.Module:
     "A copy of a layer without its numbers: parameters on the meta device, for `_fill`."
     shell = copy.copy(module)
@@ -138,7 +147,7 @@ def _fill(shell: nn.Module, # of the float layer
     if bias is not None: bias.copy_(layer.bias)
     return shell.train(layer.training)
 
-# %% ../nbs/09_quantizer.ipynb #c7d028b0
+# %% ../nbs/09_quantizer.ipynb #5e729bbb
 OBSERVERS: list[Callable[[nn.Module], None]] = [] # called with a model whose layers were quantized, or made float again; even if that broke off
 
 class Quantizer:
@@ -214,7 +223,7 @@ class Quantizer:
     def save_model(self, path: str|os.PathLike): # a file, replaced if it exists
         "Save the quantized model's state dict, whole or not at all, for `load_state_dict(torch.load(path, weights_only=True))`."
         self._done("save_model")
-        _save_whole(self.quantized_model.state_dict(), Path(path))
+        write_whole(path, lambda part: torch.save(self.quantized_model.state_dict(), part))
         self.logger.info("saved %s", path)
 
     def _done(self, what):
