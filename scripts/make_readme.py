@@ -1,7 +1,9 @@
 """Write README.md from nbs/index.ipynb and its stored outputs; `--check` only says whether it is up to date.
 
-Cells marked `#| hide` are left out, the code of cells marked `#| echo: false` too. Pictures go to nbs/images. Links in
-the notebook are relative to nbs/, as on the site; here they are made relative to the top.
+Cells marked `#| hide` are left out, the code of cells marked `#| echo: false` too. Pictures go to nbs/images, with the
+text of `#| fig-alt:` for those who don't see them. Links in the notebook are as the site needs them: to pages relative to
+nbs/, to other files of the repository in full. Here both are made relative to the top; a page that is alive only on the
+site is linked there.
 """
 import base64
 import json
@@ -11,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = Path("nbs") / "images"
+LIVE = {"playground.ipynb": "https://tinyq.github.io/tinyq/playground.html"}  # needs a browser that runs its script
 
 
 def text(value) -> str:
@@ -18,20 +21,21 @@ def text(value) -> str:
 
 
 def from_root(markdown: str) -> str:
-    "Links that are relative to nbs/, made relative to the top of the repository."
-    link = lambda m: f"]({m[1][3:]})" if m[1].startswith("../") else f"](nbs/{m[1]})"
-    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", link, markdown)
+    "Links to files of the repository, made relative to its top."
+    def link(m): return f"]({LIVE.get(m[1]) or (m[1][3:] if m[1].startswith('../') else f'nbs/{m[1]}')})"
+    markdown = re.sub(r"\]\((?!https?:|#)([^)]+)\)", link, markdown)
+    return re.sub(r"\]\(https://github\.com/tinyq/tinyq/(?:blob|tree)/main/", "](", markdown)
 
 
-def render_output(output: dict, files: dict[Path, bytes]) -> str:
+def render_output(output: dict, files: dict[Path, bytes], alt: str = "") -> str:
     "Markdown of one output; a picture is added to `files`."
     data = output.get("data", {})
     if "image/png" in data:
         path = IMAGES / f"readme-{len(files) + 1}.png"
         files[path] = base64.b64decode(text(data["image/png"]))
-        return f"![]({path.as_posix()})"
+        return f"![{alt}]({path.as_posix()})"
     if "text/markdown" in data:
-        return text(data["text/markdown"]).strip()
+        return from_root(text(data["text/markdown"]).strip())
     plain = text(data.get("text/plain", output.get("text", ""))).rstrip()
     return f"```text\n{plain}\n```" if plain else ""
 
@@ -52,7 +56,8 @@ def render(notebook: dict) -> dict[Path, bytes]:
         code = "\n".join(line for line in lines if line not in flags).strip()
         if code and not any("echo: false" in f for f in flags):
             parts.append(f"```python\n{code}\n```")
-        parts += [r for o in cell.get("outputs", []) if (r := render_output(o, files))]
+        alt = next((f.partition(":")[2].strip().strip('"') for f in flags if "fig-alt:" in f), "")
+        parts += [r for o in cell.get("outputs", []) if (r := render_output(o, files, alt))]
     return files | {Path("README.md"): ("\n\n".join(parts) + "\n").encode()}
 
 

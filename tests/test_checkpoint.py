@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tinyq
-from tinyq import (METHODS, QuantizedLinear, check_output, evaluate_lm, get_generation, get_memory_footprint, heldout_text, layer_schemes, load, load_quantized,
+from tinyq import (METHODS, QuantizedLayer, QuantizedLinear, check_output, evaluate_lm, get_generation, get_memory_footprint, heldout_text, layer_schemes, load, load_quantized,
                    model_card, quantization_config, read_quantization_config, save_quantized, tiny_lm)
 from tinyq.quantizer import Quantizer
 
@@ -77,7 +77,7 @@ def test_what_the_config_says(quantized, checkpoint):
     qc = read_quantization_config(checkpoint)
     assert {k: qc[k] for k in ("quant_method", "scheme", "format_version", "version")} == {"quant_method": "tinyq", "scheme": "w8a16", "format_version": 1, "version": tinyq.__version__}
     assert qc["modules"] == [n for n, m in quantized[0].named_modules() if isinstance(m, QuantizedLinear)] and qc["modules_to_not_convert"] == ["lm_head"]
-    assert qc["checksums"].keys() == {"model.safetensors"} and qc["tied"] == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert qc["checksums"].keys() == {"model.safetensors", "schemes"} and qc["tied"] == {"lm_head.weight": "model.embed_tokens.weight"}
     assert layer_schemes(qc) == dict.fromkeys(qc["modules"], "w8a16")
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["dtype"] == "bfloat16" and config["architectures"] == ["LlamaForCausalLM"] and (checkpoint / "generation_config.json").is_file()
@@ -94,7 +94,7 @@ def test_shards_and_an_index(quantized, tmp_path):
     folder = save_quantized(quantized[0], tmp_path / "q", max_shard_size="700KB")
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     files = sorted(f.name for f in folder.glob("*.safetensors"))
-    assert len(files) >= 4 and set(index.values()) == set(files) == read_quantization_config(folder)["checksums"].keys()
+    assert len(files) >= 4 and set(index.values()) == set(files) == read_quantization_config(folder)["checksums"].keys() - {"schemes"}
     model, tokenizer = load(folder)
     old = quantized[0].state_dict()
     assert all(torch.equal(old[k], t) for k, t in model.state_dict().items()) and tokenizer is None
@@ -112,6 +112,79 @@ def test_two_schemes_in_one_model(tmp_path):
     for (path, a), (_, b) in zip(model.named_modules(), back.named_modules()): assert type(a) is type(b), path
     ids = torch.arange(3, 30)[None]
     with torch.no_grad(): assert torch.equal(back(ids).logits, model(ids).logits)
+
+
+MIXED = {"*.down_proj": "w8a16", "*.0.*": "w3a16-g32-asym", "*": "w4a16-g64"}
+LOW = ["w4a16-g64", "w3a16-g32-asym", "w2a16-g64", "w5a32", "w8a16-g64", "w1a32-g100-asym", MIXED]
+
+
+def untied():
+    model = tiny_lm()[0]
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach() * 1.25)
+    model.config.tie_word_embeddings, model.all_tied_weights_keys = False, {}
+    return model
+
+
+@pytest.mark.parametrize("embeddings", [None, "tied", "untied"])
+@pytest.mark.parametrize("scheme", LOW, ids=str)
+def test_low_bits_come_back_bit_for_bit(tmp_path, scheme, embeddings):
+    "Quantize, save, load: the same logits, and codes, scales and zero points byte for byte; a tied head stays tied, whoever ties again."
+    model, ids = untied() if embeddings == "untied" else tiny_lm()[0], torch.arange(3, 40)[None]
+    (quantizer := Quantizer(model)).quantize(scheme, embeddings=embeddings is not None)
+    model.save_pretrained(tmp_path / "theirs")
+    with torch.no_grad(): want = model(ids).logits
+    for folder in (save_quantized(model, tmp_path / "ours"), tmp_path / "theirs"):
+        back, _ = load(folder)
+        with torch.no_grad(): assert torch.equal(back(ids).logits, want)
+        old, new = model.state_dict(), back.state_dict()
+        assert list(old) == list(new)
+        for k, t in old.items(): assert t.dtype == new[k].dtype and t.shape == new[k].shape and t.contiguous().view(-1).view(torch.uint8).equal(new[k].view(-1).view(torch.uint8)), k
+        assert get_memory_footprint(back) == get_memory_footprint(model)
+        for _ in range(2):
+            head, table = back.lm_head, back.model.embed_tokens
+            assert all((getattr(head, n) is getattr(table, n)) == (embeddings == "tied") for n in (head.form() if isinstance(head, QuantizedLayer) and isinstance(table, QuantizedLayer) else ()))
+            back.tie_weights()
+    saved = load_file(tmp_path / "ours" / "model.safetensors")
+    assert ("lm_head.weight" in saved) == (embeddings == "untied") and sum(t.nbytes for t in saved.values()) == sum(t.nbytes for t in {id(t): t for t in model.state_dict(keep_vars=True).values()}.values())
+    assert read_quantization_config(tmp_path / "ours")["format_version"] == 1
+    again = Quantizer(back).dequantize().state_dict()  # of what came back: the floats that the model itself would give
+    assert all(torch.equal(t, again[k]) for k, t in quantizer.dequantize().state_dict().items())
+
+
+def test_an_older_tinyq_says_so_instead_of_reading_packed_codes(tmp_path, monkeypatch):
+    "The format is still 1: readers of before there were packed layers know neither such schemes nor embeddings, and raise."
+    from tinyq import quantizer
+    monkeypatch.setattr(quantizer, "MAKERS", [])
+    with pytest.raises(ValueError, match="unknown method 'w4a16-g64'; choose from w8a32, w8a16"): layer_schemes({"format_version": 1, "scheme": "w4a16-g64", "modules": ["a"]})
+
+
+def test_the_scheme_of_a_checkpoint_cannot_be_edited_unseen(tmp_path):
+    "Groups of 60 and of 64 need as many scales in a row of 256: no shape would tell."
+    folder = save_quantized(Quantizer(tiny_lm()[0]).quantize("w4a16-g64", include="q_proj"), tmp_path / "q")
+    text = (folder / "config.json").read_text()
+    for other in ("w4a16-g70", "w4a32-g64"):
+        (folder / "config.json").write_text(text.replace("w4a16-g64", other))
+        with pytest.raises(ValueError, match="the schemes in .* are not those that were saved"): load(folder)
+        with pytest.raises(ValueError, match="the schemes in .* are not those that were saved"): tinyq_from_pretrained(folder)
+        load(folder, verify=False)
+
+
+def tinyq_from_pretrained(folder):
+    from transformers import AutoModelForCausalLM
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_the_card_of_a_mixed_model(tmp_path):
+    model = Quantizer(tiny_lm()[0]).quantize(MIXED | {"*.0.*": None}, embeddings=True)
+    text = str(model_card(model, "user/name"))
+    assert "- 1 embedding and 19 linear layers: w4a16-g64, 4.25 bits a weight\n" in text and "- 4 linear layers: w8a16, 8.083 bits a weight\n" in text
+    layers = {m.weight.data_ptr(): m for m in model.modules() if isinstance(m, QuantizedLayer)}.values()
+    weights, now = sum(m.in_features * m.out_features for m in layers), sum(m.weight.nbytes + m.scales.nbytes for m in layers)
+    assert f"| bytes of all tensors | {get_memory_footprint(tiny_lm()[0]):,} | {get_memory_footprint(model):,} |" in text
+    assert f"| bytes of the quantized layers | {2 * weights:,} | {now:,} |" in text and f"| bits a weight, scales and all | 16 | {8 * now / weights:.4g} |" in text
+    assert "6 linear layer(s), and all that is not listed" in text
+    from huggingface_hub import ModelCard
+    assert {"w4a16-g64", "w8a16"} <= set(ModelCard(text).data.to_dict()["tags"])
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
@@ -153,18 +226,21 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_plain_module(tmp_path, method, device):
+@pytest.mark.parametrize("embeddings", [False, True])
+@pytest.mark.parametrize("method", [*METHODS, "w4a16-g8", "w3a32-g5-asym", {"head": "w2a16", "embed": "w2a16", "blocks.1": None, "*": "w6a16-g8"}], ids=str)
+def test_a_plain_module(tmp_path, method, embeddings, device):
     torch.manual_seed(0)
     model, ids = Net(), torch.arange(10).reshape(2, 5)
     model(ids)  # running statistics
     with torch.no_grad(): model.inner.mean += .25; model.inner.table *= 1.01  # not what the constructor makes
-    Quantizer(model).quantize(method)
+    Quantizer(model).quantize(method, embeddings=embeddings)
+    assert isinstance(model.head, QuantizedLayer) == isinstance(model.embed, QuantizedLayer) == embeddings
     model.eval()
     folder = save_quantized(model, tmp_path / "q")
     with torch.device(device): skeleton = Net()
     back = load_quantized(skeleton, folder)
     assert back is skeleton and back.blocks[0] is back.blocks[2] is back.inner and back.head.weight is back.embed.weight
+    assert not embeddings or all(getattr(back.head, n) is getattr(back.embed, n) for n in back.head.form())
     with torch.no_grad(): assert torch.equal(back(ids), model(ids))
     assert get_memory_footprint(back) == get_memory_footprint(model)
     config = json.loads((folder / "config.json").read_text())

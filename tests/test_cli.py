@@ -5,9 +5,12 @@ import shutil
 import pytest
 from conftest import run_tinyq
 from hub_server import Hub, Repo
+from typer.testing import CliRunner
 
+from tinyq.cli import app
 from tinyq.evaluate import TINY_LM
-from tinyq.hub import read_quantization_config
+from tinyq.hub import load, read_quantization_config
+from tinyq.layers import QuantizedLayer
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,104 @@ def test_bad_input_is_one_line_and_writes_nothing(case, tmp_path):
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
 
 
+# ---- few bits, mixed schemes, budgets
+
+def buffers(folder):
+    "Path -> scheme and bytes of each quantized layer of a folder, opened anew; a head that is tied holds none of its own."
+    seen, out = set(), {}
+    for path, m in load(folder)[0].named_modules():
+        if not isinstance(m, QuantizedLayer): continue
+        tensors = {t.data_ptr(): t.nbytes for t in m.state_dict().values() if t.data_ptr() not in seen}
+        seen |= tensors.keys()
+        out[path] = str(m.scheme), sum(tensors.values())
+    return out
+
+
+def here(*args):
+    "The command line in this process, which is quicker."
+    return CliRunner().invoke(app, [*map(str, args)])
+
+
+def test_a_scheme_for_each_pattern(short_text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    schemes = "*.layers.0.*.down_proj=float", "*.down_proj=w8a16", "*.self_attn.*=none", "*.layers.[12].*=w4a16-g64"
+    out = here("quantize", "--method", "w3a16-g32-asym", *(a for s in schemes for a in ("--scheme", s)), "--text", short_text)
+    assert out.exit_code == 0, out.stderr
+    folder = tmp_path / "tiny_lm-mixed"
+    result = json.loads((folder / "quantization.json").read_text(encoding="utf-8"))
+    def wanted(path):
+        if path.endswith("down_proj"): return None if ".0." in path else "w8a16"
+        if "self_attn" in path: return None
+        return "w4a16-g64" if ".1." in path or ".2." in path else "w3a16-g32-asym"
+    rows = {r["path"]: r for r in result["layers"] if r["kind"] == "Linear" and r["path"] != "lm_head"}
+    assert {p: r["scheme"] for p, r in rows.items()} == {p: wanted(p) for p in rows}
+    assert rows["model.layers.0.mlp.down_proj"]["skipped"] == "left alone by '*.layers.0.*.down_proj'"
+    found = buffers(folder)
+    assert found == {p: (r["scheme"], r["after"]) for p, r in rows.items() if r["scheme"]}
+    weights, nbytes = sum(r["params"] for p, r in rows.items() if p in found), sum(n for _, n in found.values())
+    assert result["after"]["quantized_layers_bytes"] == nbytes and result["after"]["quantized_layers_bits_per_weight"] == 8 * nbytes / weights
+    for line in ("tiny_lm (shipped): mixed", "quantized to w8a16: down_proj 1-3", "quantized to w4a16-g64: gate_proj, up_proj 1-2", "quantized to w3a16-g32-asym: gate_proj, up_proj 0, 3"): assert line in out.stdout
+
+
+def test_a_budget(short_text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = here("quantize", "--target-bits", "4.5", "--exclude", "*.layers.[12].*", "--exclude", "*.self_attn.*", "--text", short_text)
+    assert out.exit_code == 0, out.stderr
+    result = json.loads((tmp_path / "tiny_lm-4.5bits" / "quantization.json").read_text(encoding="utf-8"))
+    bits = result["after"]["quantized_layers_bits_per_weight"]
+    assert 4.2 < bits <= 4.5 and result["chosen"]["bits_per_weight"] == bits and 0 < result["after"]["kl"] < 5 * result["chosen"]["expected_kl"]
+    found = buffers(tmp_path / "tiny_lm-4.5bits")
+    assert len(found) == 6 and {p: s for p, (s, _) in found.items()} == {p: s for p, s in result["schemes"].items() if s}
+    assert out.stdout.startswith("chosen: ") and f"{bits:.3f} bits a weight" in out.stdout.splitlines()[0]
+
+
+WRONG = {
+    "no such bits": ("--method w9a16", "unknown method 'w9a16'"),
+    "no such layers": ("--method w4a8", "there are no layers with 8-bit activations"),
+    "no scheme": ("--scheme down_proj", "--scheme 'down_proj' is not PATTERN=SCHEME"),
+    "unknown scheme": ("--scheme down_proj=w4", "unknown method 'w4'"),
+    "no pattern": ("--scheme =w8a16", "--scheme '=w8a16' is not"),
+    "misspelt pattern": ("--scheme down_prjo=w8a16", "--scheme pattern 'down_prjo' matches no module; there is 'down_proj'"),
+    "misspelt, left alone": ("--scheme down_prjo=float", "--scheme pattern 'down_prjo' matches no module"),
+    "pattern without layers": ("--scheme norm=w8a16", "'norm' has no layer to quantize (model.norm: not an nn.Linear)"),
+    "an embedding unasked": ("--scheme embed_tokens=w8a16", "add --embeddings"),
+    "a pattern behind another": ("--scheme *.mlp.*=w8a16 --scheme up_proj=w4a16", "'*.mlp.*' takes it first"),
+    "a pattern twice": ("--scheme up_proj=w8a16 --scheme up_proj=w4a16", "'up_proj' is given twice"),
+    "two for the rest": ("--scheme *=w4a16 --method w8a16", "both mean all other layers"),
+    "a head unlike its embedding": ("--scheme lm_head=w8a16 --method w4a16-g64 --embeddings", "its weight is that of model.embed_tokens, too"),
+    "budget and method": ("--target-bits 4.5 --method w8a16", "leave out --method and --scheme"),
+    "budget and scheme": ("--target-bits 4.5 --scheme up_proj=w8a16", "leave out --method and --scheme"),
+    "budget too small": ("--target-bits 2", "the smallest that these schemes can is 2.25 bits"),
+    "no budget": ("--target-bits nan", "NaN"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_schemes_are_one_line_before_anything_is_computed(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args, what = WRONG[case]
+    out = here("quantize", *args.split())
+    assert out.exit_code == 2 and out.stdout == "" and what in out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1 and out.stderr.startswith("tinyq: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_kernels():
+    ask = lambda *args: here("inspect", *args)
+    rows = json.loads(ask("--kernels", "--json").stdout)
+    assert [r["scheme"] for r in rows] == ["w8a16"] * 12 + ["w4a16-g128"] * 12
+    assert {r["scheme"] for r in json.loads(ask("--kernels", "--json", "--method", "w3a16-g64").stdout)} == {"w3a16-g64"}
+    assert "w3a16-g64, on this machine" in ask("--kernels", "--method", "w3a16-g64").stdout
+    for args, what in [(["--method", "w8a16"], "--method is for --kernels"), (["--kernels", "--method", "w0a16"], "unknown method")]:
+        assert ask(*args).exit_code == 2 and what in ask(*args).stderr
+
+
+def test_inspect_says_what_embeddings_would_become():
+    states = [{r["path"]: r["state"] for r in json.loads(here("inspect", "--json", *more).stdout)} for more in ([], ["--embeddings"])]
+    assert [s["model.embed_tokens"] for s in states] == ["left: not an nn.Linear", "would be quantized"]
+    assert [s["lm_head"] for s in states] == ["left: shares its weight with model.embed_tokens", "would be quantized"]
+
+
 # ---- the Hub
 
 @pytest.fixture(scope="module")
@@ -171,6 +272,22 @@ def test_evaluate_and_inspect_from_the_hub(pushed, hub, online, short_text):
     assert states.count("w8a16") == 28
     assert [r["state"] for r in json.loads(online("inspect", "me/float", "--revision", "v1", "--json").stdout)].count("would be quantized") == 28
     assert "me/codes is quantized already" in one_line(online("quantize", "me/codes"))
+
+
+def test_four_bits_and_the_embedding_go_there_and_back(hub, online, short_text, tmp_path):
+    out = online("quantize", "me/float", "--revision", "v1", "--method", "w4a16-g64", "--embeddings", "--push-to", "me/four", "--text", short_text)
+    assert out.returncode == 0 and "quantized to w4a16-g64" in out.stdout, out.stderr
+    folder = tmp_path / "float-w4a16-g64"
+    result = json.loads((folder / "quantization.json").read_text(encoding="utf-8"))
+    after, rotary = result["after"], sum(r["after"] for r in result["layers"] if "rotary" in r["path"])
+    assert after["quantized_layers_bits_per_weight"] == 4 + 16 / 64 and after["bits_per_weight"] < 4.3
+    assert abs((folder / "model.safetensors").stat().st_size - (after["bytes"] - rotary)) < 20_000 # the header
+    again = json.loads(online("evaluate", "me/four", "--text", short_text, "--json").stdout)
+    assert abs(again["bits_per_byte"] - after["bits_per_byte"]) < 1e-12
+    rows = {r["path"]: r for r in json.loads(here("inspect", folder, "--json").stdout)}
+    assert sum(r["state"] == "w4a16-g64" for r in rows.values()) == 30 and rows["lm_head"]["nbytes"] == 0
+    assert rows["model.embed_tokens"]["bits_per_weight"] == 4.25
+    assert sum(r["nbytes"] for r in rows.values()) == after["bytes"] and sum(r["params"] for r in rows.values()) == after["parameters"]
 
 
 def test_a_read_only_token_keeps_the_folder(hub, online, short_text, tmp_path):

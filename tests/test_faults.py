@@ -221,6 +221,49 @@ def test_extra_and_missing_keys(good, tmp_path):
     must_raise("codes of another dtype or shape", good, tmp_path, [lambda f, e=e: rewrite(shards(f)[0], e) for e in edits], "expected")
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    "The same for packed layers with zero points, an embedding among them, and a head tied to it."
+    model = Quantizer(tiny_lm()[0]).quantize({"*.down_proj": "w4a16-g64", "*": "w3a16-g32-asym"}, embeddings=True)
+    folder = save_quantized(model, tmp_path_factory.mktemp("packed") / "good", max_shard_size="500KB")
+    assert len(shards(folder)) >= 3
+    with torch.no_grad(): return folder, model, model(IDS).logits
+
+
+def test_packed_layers(packed, tmp_path):
+    assert outcome(packed[0], packed[2]) is None
+
+    def put(name, change):
+        "Change one tensor, wherever it is; without checksums, so that only its form can tell."
+        def edit(f):
+            path = next(p for p in shards(f) if name in load_file(p))
+            rewrite(path, lambda t: t.pop(name) if change is None else t.update({name: change(t[name]).contiguous()}))
+            edit_json(f / "config.json", lambda c: c["quantization_config"].pop("checksums"))
+        return edit
+    up, down, table = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "model.embed_tokens"
+    must_raise("packed codes of another length", packed, tmp_path, [put(f"{n}.weight", c) for n in (up, down, table) for c in
+        (lambda t: t[:, :-1], lambda t: torch.nn.functional.pad(t, (0, 1)), lambda t: t[:-1], lambda t: t.flatten())], "doesn't fit")
+    must_raise("packed codes of another dtype", packed, tmp_path, [put(f"{n}.{k}", c) for n in (up, table) for k in ("weight", "zeros") for c in
+        (lambda t: t.view(torch.int8), lambda t: t.float(), lambda t: t.short())], "expected torch.uint8")
+    must_raise("packed codes unpacked", packed, tmp_path, [put(f"{down}.weight", lambda t: tinyq.unpack(t, 4, 384, True, 64))], "doesn't fit")
+    must_raise("scales of another dtype or shape", packed, tmp_path, [put(f"{n}.scales", c) for n in (up, table) for c in
+        (lambda t: t.float(), lambda t: t.half(), lambda t: t[:, :-1], lambda t: t.t(), lambda t: t.flatten())], "expected torch.bfloat16")
+    must_raise("no scales, no zero points", packed, tmp_path, [put(f"{n}.{k}", None) for n in (up, table) for k in ("weight", "scales", "zeros")], "missing")
+    must_raise("zero points where the grid has none", packed, tmp_path, [lambda f: rewrite(shards(f)[0], lambda t: t.update({f"{down}.zeros": torch.zeros(256, 3, dtype=torch.uint8)}))], "unexpected")
+    schemes = ["w4a16-g64", "w3a16-g64-asym", "w3a16-g32", "w3a16-asym", "w2a16-g32-asym", "w8a16", "w3a32-g32-asym", "w3a16-g33-asym"]
+    must_raise("another scheme of packed layers", packed, tmp_path, [lambda f, s=s: edit_qc(f, scheme=s) for s in schemes], "doesn't fit|schemes")
+    must_raise("a scheme that has no layers", packed, tmp_path, [lambda f, s=s: edit_qc(f, scheme=s) for s in ("w3a8", "w3a16-tensor", "w0a16", "w3a16-g0", "w3a16-g32-asymm")])
+    must_raise("a tie that isn't there", packed, tmp_path, [lambda f: edit_qc(f, tied={"lm_head.weight": "model.norm.weight", "lm_head.scales": "model.norm.weight", "lm_head.zeros": "model.norm.weight"})])
+    rng, changes = random.Random(2), []
+    for _ in range(12):
+        def change(f, k=rng.randrange(3), at=rng.random(), bit=rng.randrange(8)):
+            data = bytearray(shards(f)[k].read_bytes())
+            data[int(at * len(data))] ^= 1 << bit
+            shards(f)[k].write_bytes(data)
+        changes.append(change)
+    must_raise("one bit of packed codes flipped, anywhere", packed, tmp_path, changes, "copy it again")
+
+
 def test_wrong_scheme_and_newer_format(good, tmp_path):
     must_raise("an unknown scheme", good, tmp_path, [lambda f, s=s: edit_qc(f, scheme=s) for s in ("w2a2", "", None, 8, ["w8a16"])])
     must_raise("an unknown scheme for one layer", good, tmp_path, [lambda f: edit_qc(f, schemes={"model.layers.0.mlp.up_proj": "w3a3"})])

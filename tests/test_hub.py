@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinyq import QuantizedLinear
-
 HEAD = """
 import json, os, sys, time, warnings
 sys.path.insert(0, os.path.dirname(os.environ["HUB_TESTS"]))
@@ -48,6 +46,12 @@ for name in t.ARCHITECTURES:
     want, cls = t.logits(model), type(model)
     found[name] = [torch.equal(t.logits(tinyq.load(f"me/{name}")[0]), want), torch.equal(t.logits(cls.from_pretrained(f"me/{name}")), want)]
 
+found["low"] = []
+for name, scheme, embeddings in t.LOW[:6]:
+    model = tinyq.Quantizer(t.build(name)).quantize(scheme, embeddings=embeddings)
+    tinyq.push_to_hub(model, "me/low")
+    for again in (tinyq.load("me/low")[0], type(model).from_pretrained("me/low")): found["low"].append(t.same_bits(again, model) and t.same_ties(again, model) and torch.equal(t.logits(again), t.logits(model)))
+
 model, tokenizer = tinyq.tiny_lm()
 tinyq.Quantizer(model).quantize("w8a16")
 found["pushed"] = str(tinyq.push_to_hub(model, "me/tiny", tokenizer, commit_message="Codes and scales"))
@@ -71,6 +75,9 @@ found["commit"] = torch.equal(logits(AutoModelForCausalLM.from_pretrained("me/th
 def test_twelve_architectures_through_the_hub(trip):
     from test_transformers import ARCHITECTURES
     assert {name: trip[name] for name in ARCHITECTURES} == dict.fromkeys(ARCHITECTURES, [True, True])
+
+
+def test_packed_layers_through_the_hub(trip): assert trip["low"] == [True] * 12
 
 
 def test_push_and_pull(trip, hub):

@@ -84,12 +84,12 @@ def sweep():
     sizes += [(2, 40, 4096), (20, 4096, 40), (300, 33, 65), (1, 1, 2**17 - 1), (1, 1, 2**17)]
     for (rows, n, k), dtype in product(sizes, DTYPES):
         args = problem(rows, n, k, dtype, i)
-        served.update(kernel.name for kernel in kernels._kernels() if hold(kernel, *args))
+        served.update(kernel.name for kernel in kernels.KERNELS.complete() if hold(kernel, *args))
         i += 1
     return served
 
 
-def torch_ops(): return [k.name for k in kernels._kernels() if k.name not in NATIVE]
+def torch_ops(): return [k.name for k in kernels.KERNELS.complete() if k.name not in NATIVE]
 
 
 # in this process
@@ -100,7 +100,7 @@ def test_sweep():
     able = {"dequantize in blocks", "scale after"}
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"): able.add("int8pack")
     if kernels._int_mm_is_exact(): able.add("two int8 planes")
-    if any(k.name in NATIVE for k in kernels._kernels()): able.add("dot products")
+    if any(k.name in NATIVE for k in kernels.KERNELS.complete()): able.add("dot products")
     assert able <= set(served) <= able | {"AMX tiles"}
 
 
@@ -113,7 +113,7 @@ def test_kernels_equal_the_reference(rows, n, k, dtype, i, seed, loud, special):
     if special == "extreme codes": codes = torch.where(codes < 0, -128, 127).to(torch.int8)
     if special == "ones": x, codes = torch.ones_like(x), torch.ones_like(codes)
     assert hold(Kernel("reference", 0, lambda *a: None, dequantized_linear), x, codes, scales, bias)
-    for kernel in kernels._kernels(): hold(kernel, x, codes, scales, bias)
+    for kernel in kernels.KERNELS.complete(): hold(kernel, x, codes, scales, bias)
     y = w8_a16_forward(codes, x, scales, bias)
     torch.testing.assert_close(y, choose(x, codes, scales).run(x, codes, scales, bias), rtol=0, atol=0)
 
@@ -128,7 +128,7 @@ def test_extreme_codes_and_activations(dtype):
             sign = [torch.ones(rows, k), -torch.ones(rows, k), torch.randn(rows, k).sign()][pattern]
             codes = torch.full((n, k), value, dtype=torch.int8)
             codes[:, ::3] = (value, -128, 127)[pattern]
-            for kernel in kernels._kernels(): hold(kernel, (sign.double() * top).to(dtype), codes, scales, None)
+            for kernel in kernels.KERNELS.complete(): hold(kernel, (sign.double() * top).to(dtype), codes, scales, None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -141,7 +141,7 @@ def test_what_is_not_finite_stays_in_its_row(dtype, bad):
         at = torch.randint(rows, (1,)).item()
         x[at, torch.randint(k, (1,)).item()] = bad
         others = torch.arange(rows) != at
-        for kernel in kernels._kernels():
+        for kernel in kernels.KERNELS.complete():
             if kernel.why_not(x, codes, scales): continue
             y = kernel.run(x, codes, scales, None)
             want, room = allowed(kernel.name, x[others], codes, scales, None)
@@ -154,7 +154,7 @@ def test_zero_rows_and_zero_codes_give_the_bias(dtype):
     torch.manual_seed(0)
     for rows, k in product((1, 4, 20), (1, 64, 70)):
         codes, bias, scales = torch.randint(-128, 128, (33, k), dtype=torch.int8), torch.randn(33).to(dtype), torch.rand(33, 1)
-        for kernel in kernels._kernels():
+        for kernel in kernels.KERNELS.complete():
             for x, c in ((torch.zeros(rows, k, dtype=dtype), codes), (-torch.zeros(rows, k, dtype=dtype), codes), (torch.randn(rows, k).to(dtype), codes * 0)):
                 if kernel.why_not(x, c, scales) is None: assert torch.equal(kernel.run(x, c, scales, bias), bias.expand(rows, 33)), kernel.name
 
@@ -164,12 +164,12 @@ def test_tiny_activations():
     torch.manual_seed(0)
     for size, dtype in product((1e-20, 1e-33, 1e-36, 1e-38), (torch.float32, torch.bfloat16)):
         x, codes = (torch.randn(6, 64) * size).to(dtype), torch.randint(-128, 128, (32, 64), dtype=torch.int8)
-        for kernel in kernels._kernels(): hold(kernel, x, codes, torch.full((32, 1), .5))
+        for kernel in kernels.KERNELS.complete(): hold(kernel, x, codes, torch.full((32, 1), .5))
 
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_threads_do_not_change_a_bit(name):
-    kernel = next((k for k in kernels._kernels() if k.name == name), None)
+    kernel = next((k for k in kernels.KERNELS.complete() if k.name == name), None)
     if kernel is None: pytest.skip("numba is not installed")
     torch.manual_seed(0)
     before, ran = torch.get_num_threads(), 0
@@ -192,8 +192,8 @@ def test_threads_do_not_change_a_bit(name):
 def test_first_that_serves_is_taken():
     x, codes, scales = torch.randn(2, 3, 64).bfloat16(), torch.zeros(8, 64, dtype=torch.int8), torch.ones(8)
     reasons = explain(x, codes, scales)
-    assert [name for name, _ in reasons] == [k.name for k in kernels._kernels()]
-    assert [k.rank for k in kernels._kernels()] == sorted(k.rank for k in kernels._kernels())
+    assert [name for name, _ in reasons] == [k.name for k in kernels.KERNELS.complete()]
+    assert [k.rank for k in kernels.KERNELS.complete()] == sorted(k.rank for k in kernels.KERNELS.complete())
     first = next(name for name, why in reasons if why == "serves")
     assert choose(x.flatten(0, 1), codes, scales[:, None]).name == first
     assert set(kernel_table((1,)).keys()) == {torch.bfloat16, torch.float16, torch.float32}
@@ -216,8 +216,15 @@ def test_only_narrows_and_gives_back():
     assert choose(x, codes, scales) is before
 
 
-def test_register_replaces_by_name(monkeypatch):
-    monkeypatch.setattr(kernels, "KERNELS", list(kernels._kernels()))
+@pytest.fixture
+def table():
+    "The table, to be changed: afterwards it is as it was."
+    before = list(kernels.KERNELS.complete())
+    yield kernels.KERNELS
+    kernels.KERNELS[:] = before
+
+
+def test_register_replaces_by_name(table):
     mine = Kernel("mine", 1, lambda *a: None, lambda x, codes, scales, bias: x.new_full((len(x), len(codes)), 7))
     register(mine); register(mine)
     assert [k.name for k in kernels.KERNELS].count("mine") == 1 and kernels.KERNELS[0] is mine
@@ -227,11 +234,11 @@ def test_register_replaces_by_name(monkeypatch):
 class Sub(torch.Tensor): pass
 
 
-def test_who_watches_gets_the_reference(monkeypatch):
+def test_who_watches_gets_the_reference(table):
     x, codes, scales = torch.randn(2, 64), torch.randint(-128, 128, (8, 64), dtype=torch.int8), torch.rand(8, 1)
     called = []
     trap = Kernel("trap", 0, lambda *a: None, lambda *a: called.append(a) or dequantized_linear(*a))
-    monkeypatch.setattr(kernels, "KERNELS", [trap, *kernels._kernels()])
+    register(trap)
     f = lambda t: quantized_linear(t, codes, scales)
     want = dequantized_linear(x, codes, scales)
     assert torch.equal(f(x), want) and called
@@ -335,7 +342,7 @@ def fence():
             x, codes = torch.randn(rows, k, generator=g).to(dtype), torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=g)
             scales, bias = torch.rand(n, 1, generator=g), torch.randn(n, generator=g)
             args = [fenced(t, at_end) for t in (x, codes, scales, bias)]
-            held += sum(hold(kernel, *args) for kernel in kernels._kernels())
+            held += sum(hold(kernel, *args) for kernel in kernels.KERNELS.complete())
             assert args[0].equal(x) and args[1].equal(codes)
     print(held)
 
@@ -346,7 +353,7 @@ def beyond():
 
 
 def repeat(calls=3000):
-    g, table = torch.Generator().manual_seed(0), kernels._kernels()
+    g, table = torch.Generator().manual_seed(0), kernels.KERNELS.complete()
     draw = lambda n: torch.randint(n, (1,), generator=g).item()
     for i in range(calls):
         torch.set_num_threads(1 + (i >= calls - 500))
@@ -362,8 +369,8 @@ def defaults():
     "A default device or dtype of the program is no business of a kernel."
     sizes = [(1, 16, 64), (6, 40, 130), (70, 33, 64)]
     problems = [problem(*size, dtype, 2 * i) for size in sizes for dtype in DTYPES for i in range(3)]
-    expected = [[k.run(*p) if k.why_not(*p[:3]) is None else None for k in kernels._kernels()] for p in problems]
-    def again(): return [[k.run(*p) if k.why_not(*p[:3]) is None else None for k in kernels._kernels()] for p in problems]
+    expected = [[k.run(*p) if k.why_not(*p[:3]) is None else None for k in kernels.KERNELS.complete()] for p in problems]
+    def again(): return [[k.run(*p) if k.why_not(*p[:3]) is None else None for k in kernels.KERNELS.complete()] for p in problems]
     def same(got): assert all(a is b or a.device == b.device and torch.equal(a, b) for p, q in zip(got, expected) for a, b in zip(p, q))
     with torch.device("meta"): same(again()); kernels._int_mm_is_exact.cache_clear(); kernel_table(); same(again())
     for dtype in (torch.float64, torch.float16, torch.bfloat16):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import tinyq
-from tinyq import QuantizedLinear, Quantizer, TinyqConfig, get_memory_footprint
+from tinyq import QuantizedLayer, QuantizedLinear, Quantizer, TinyqConfig, get_memory_footprint
 from tinyq.hub import load, read_quantization_config, save_quantized
 
 FEW = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
@@ -59,7 +59,7 @@ def same_bits(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
-def quantized_paths(model): return [path for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]
+def quantized_paths(model): return [path for path, m in model.named_modules() if isinstance(m, QuantizedLayer)]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -162,6 +162,111 @@ def test_buffers_and_ties_that_only_the_checkpoint_knows(tmp_path):
     assert torch.equal(logits(again), logits(model)) and again.lm_head.weight is again.model.embed_tokens.weight
 
 
+# ---- low bits, embeddings, ties
+
+MIXED = {"*.down_proj": "w8a16", "*.1.*": "w3a16-g32-asym", "lm_head": None, "*": "w4a16-g64"}
+LOW = [("llama", "w4a16-g64", False), ("llama", "w3a16-g32-asym", True), ("llama", MIXED, False), ("llama-tied", "w4a16-g64", True), ("llama-tied", "w3a16-g16-asym", True),
+       ("llama-tied", "w8a16", True), ("opt", "w2a16-g16", True), ("gpt2", "w4a16-g16-asym", True), ("gpt_neox", "w5a32", True), ("bert", "w4a16-g16", True), ("mixtral", "w4a16", True),
+       ("gemma3", "w4a16-g16", True), ("vit", "w6a16-g8-asym", True), ("codegen", "w1a16-g16", False), ("qwen2", "w8a16-g64", False)]
+
+
+def same_ties(a, b):
+    "Names of the state dict that are one tensor."
+    def groups(model):
+        found = {}
+        for name, t in model.state_dict(keep_vars=True).items(): found.setdefault(id(t), set()).add(name)
+        return sorted(map(sorted, (names for names in found.values() if len(names) > 1)))
+    return groups(a) == groups(b)
+
+
+@pytest.mark.parametrize("name, scheme, embeddings", LOW, ids=str)
+def test_low_bits_there_and_back(name, scheme, embeddings, tmp_path, caplog):
+    model = build(name)
+    model.save_pretrained(tmp_path / "float")
+    opened = lambda folder, **kw: type(model).from_pretrained(tmp_path / folder, **kw)
+    with caplog.at_level("WARNING"): loaded = opened("float", quantization_config=TinyqConfig(scheme, embeddings=embeddings))
+    late = (quantizer := Quantizer(opened("float"))).quantize(scheme, embeddings=embeddings)
+    want = logits(late)
+    assert torch.equal(logits(loaded), want) and same_bits(loaded, late) and same_ties(loaded, late) and quantized_paths(loaded) == quantized_paths(late) != []
+    assert loaded.hf_quantizer.report() == quantizer.report() and sum(r.after for r in quantizer.report()) == get_memory_footprint(loaded)
+    late.save_pretrained(tmp_path / "late")
+    loaded.save_pretrained(tmp_path / "theirs")
+    save_quantized(late, tmp_path / "ours")
+    for folder in ("theirs", "ours", "late"):
+        with caplog.at_level("WARNING"): again = opened(folder)
+        for m in (again, load(tmp_path / folder)[0]): assert torch.equal(logits(m), want) and same_bits(m, late) and same_ties(m, late), folder
+        assert load_file(tmp_path / folder / "model.safetensors").keys() == load_file(tmp_path / "ours" / "model.safetensors").keys()
+    assert "MISSING" not in caplog.text and "UNEXPECTED" not in caplog.text
+    back = opened("theirs").dequantize()
+    assert same_bits(back, quantizer.dequantize()) and same_ties(back, late) and same_ties(back.tie_weights() or back, model) and [type(m) for m in back.modules()] == [type(m) for m in model.modules()]
+    assert torch.equal(logits(opened(saved(back, tmp_path / "back"))), logits(back))
+
+
+def test_a_pattern_for_each_layer(tmp_path):
+    build("llama").save_pretrained(tmp_path)
+    def schemes(scheme, **kw):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=(config := TinyqConfig(scheme, **kw)))
+        json.dumps(config.to_dict())
+        return {path: str(m.scheme) for path, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+    found = schemes({"lm_head": "w8a16", "*.0.*": None, "*.mlp.*": "w2a16-g32", "*": "w4a16"}, modules_to_not_convert="o_proj")
+    assert found["lm_head"] == "w8a16" and found["model.layers.1.mlp.up_proj"] == "w2a16-g32" and found["model.layers.1.self_attn.q_proj"] == "w4a16"
+    assert len(found) == 1 + 3 + 3 and not any(".0." in p or "o_proj" in p for p in found)
+    assert len(schemes({nn.Linear: "w4a16"})) == 15
+    json.dumps(TinyqConfig({nn.Linear: "w4a16", "a": None}).to_dict())
+    with pytest.warns(UserWarning, match="q_method pattern 'mpl' matches no module"): schemes({"mpl": "w4a16", "*": "w8a16"})
+    with pytest.raises(ValueError, match="unknown method 'w9a16'"): TinyqConfig({"*": "w9a16"})
+    with pytest.raises(ValueError, match="no layers with 8-bit activations"): TinyqConfig("w4a8")
+
+
+def test_a_tied_head_of_another_scheme_is_refused(tmp_path):
+    build("llama-tied").save_pretrained(tmp_path)
+    for load_it in (lambda s: AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=TinyqConfig(s, embeddings=True)), lambda s: Quantizer(build("llama-tied")).quantize(s, embeddings=True)):
+        with pytest.raises(ValueError, match="layer 'lm_head': its weight is that of model.embed_tokens"): load_it({"lm_head": "w8a16", "*": "w4a16"})
+
+
+@pytest.mark.parametrize("factor", [1., 2.])
+def test_a_file_that_has_both_of_a_tied_pair(tmp_path, factor):
+    "Equal, they are tied; with other values they aren't, whatever the config says: that is how transformers does it, too."
+    build("llama-tied").save_pretrained(tmp_path / "float")
+    changed(tmp_path / "float", tmp_path / "both", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * factor + (factor - 1) * torch.linspace(-1, 1, 32)}))
+    config = TinyqConfig("w4a16-g16", embeddings=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "both", quantization_config=config)
+    tied = factor == 1
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == (model.lm_head.scales is model.model.embed_tokens.scales) == tied
+    assert sum(r.after for r in model.hf_quantizer.report()) == get_memory_footprint(model)
+    late = Quantizer(AutoModelForCausalLM.from_pretrained(tmp_path / "both")).quantize("w4a16-g16", embeddings=True)
+    assert torch.equal(logits(model), logits(late)) and same_bits(model, late)
+    save_quantized(model, tmp_path / "q")
+    for again in (AutoModelForCausalLM.from_pretrained(tmp_path / "q"), load(tmp_path / "q")[0]): assert torch.equal(logits(again), logits(model))
+
+
+def test_half_a_tied_pair(tmp_path):
+    "An embedding in codes under a float head, by a Quantizer of the inner model: tinyq.load opens it; transformers would tie the head to the codes, and it says so."
+    model = build("llama-tied")
+    Quantizer(model.model).quantize("w8a16", embeddings=True)
+    save_quantized(model, tmp_path / "q")
+    assert torch.equal(logits(load(tmp_path / "q")[0]), logits(model))
+    with pytest.raises(ValueError, match="open it with tinyq.load"): AutoModelForCausalLM.from_pretrained(tmp_path / "q")
+
+
+def test_ties_that_only_the_checkpoint_knows_with_codes(tmp_path):
+    model = build("llama")
+    model.lm_head.weight = model.model.embed_tokens.weight  # the config says otherwise
+    Quantizer(model).quantize("w3a16-g16-asym", embeddings=True)
+    save_quantized(model, tmp_path / "q")
+    assert read_quantization_config(tmp_path / "q")["tied"].keys() == {f"lm_head.{n}" for n in ("weight", "scales", "zeros")}
+    for again in (AutoModelForCausalLM.from_pretrained(tmp_path / "q"), load(tmp_path / "q")[0]): assert torch.equal(logits(again), logits(model)) and same_ties(again, model)
+
+
+def test_tied_codes_on_the_disk(tmp_path):
+    model = Quantizer(build("llama-tied")).quantize("w4a16-g16", embeddings=True)
+    save_quantized(model, tmp_path / "q")
+    places = {"model": "disk", "lm_head": "disk"}
+    away = AutoModelForCausalLM.from_pretrained(tmp_path / "q", device_map=places, offload_folder=tmp_path / "away")
+    assert away.lm_head.weight.is_meta and torch.equal(logits(away), logits(model))
+    with pytest.raises(ValueError, match="offload_buffers"): AutoModelForCausalLM.from_pretrained(tmp_path / "q", device_map=places, offload_folder=tmp_path / "away2", offload_buffers=True)
+
+
 # ---- faults
 
 @pytest.fixture(scope="module")
@@ -170,6 +275,8 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("folders")
     build("llama").save_pretrained(folder / "float")
     AutoModelForCausalLM.from_pretrained(folder / "float", quantization_config=TinyqConfig()).save_pretrained(folder / "q")
+    Quantizer(packed := build("llama-tied")).quantize("w3a16-g32-asym", embeddings=True)
+    packed.save_pretrained(folder / "packed")
     return folder
 
 
@@ -200,6 +307,26 @@ def test_weights_that_cannot_be_quantized(folders, tmp_path, caplog):
 ], ids=["no scales", "no codes", "float codes"])
 def test_a_damaged_checkpoint(folders, tmp_path, name, change):
     with pytest.raises((ValueError, RuntimeError), match=name): AutoModelForCausalLM.from_pretrained(changed(folders / "q", tmp_path / "q", change))
+
+
+PACKED = "model.layers.1.mlp.down_proj"
+
+@pytest.mark.parametrize("name, change", [
+    ("zeros is not in the checkpoint", lambda t: t.pop(f"{PACKED}.zeros")),
+    ("scales is not in the checkpoint", lambda t: t.pop(f"{PACKED}.scales")),
+    ("scales is not in the checkpoint", lambda t: t.pop("model.embed_tokens.scales")),  # of the head, too
+    ("weight is I8 in the checkpoint, expected torch.uint8", lambda t: t.update({f"{PACKED}.weight": t[f"{PACKED}.weight"].view(torch.int8)})),
+    ("zeros is I8 in the checkpoint", lambda t: t.update({f"{PACKED}.zeros": t[f"{PACKED}.zeros"].view(torch.int8)})),
+    ("scales is F32 in the checkpoint, expected torch.bfloat16", lambda t: t.update({f"{PACKED}.scales": t[f"{PACKED}.scales"].float()})),
+    ("weight is F32 in the checkpoint", lambda t: t.update({f"{PACKED}.weight": torch.zeros(32, 64)})),
+    ("weight has shape", lambda t: t.update({f"{PACKED}.weight": t[f"{PACKED}.weight"][:, :-1].contiguous()})),
+    ("weight has shape", lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:-1].contiguous()})),
+    ("scales has shape", lambda t: t.update({f"{PACKED}.scales": t[f"{PACKED}.scales"].flatten()})),
+], ids=range(10))
+def test_a_damaged_checkpoint_of_packed_layers(folders, tmp_path, name, change):
+    folder = changed(folders / "packed", tmp_path / "q", change)
+    with pytest.raises((ValueError, RuntimeError), match=name): AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(ValueError, match="doesn't fit|expected"): load(folder)
 
 
 def test_a_shape_that_does_not_fit(folders, tmp_path):
@@ -360,7 +487,7 @@ def test_configs_that_say_something_else(tmp_path):
     inner = build("llama")
     Quantizer(inner.model).quantize()  # the config is that of the whole, the paths aren't: loud, at least
     inner.save_pretrained(tmp_path / "q")
-    with pytest.raises(ValueError, match="has a linear layer 'layers.0"): AutoModelForCausalLM.from_pretrained(tmp_path / "q")
+    with pytest.raises(ValueError, match="has a quantized layer 'layers.0"): AutoModelForCausalLM.from_pretrained(tmp_path / "q")
 
 
 def test_checksums(tmp_path):

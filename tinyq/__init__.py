@@ -3,7 +3,7 @@ from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
-from tinyq import affine, solvers, error, per_channel, per_group, kernels, layers, replace, quantizer, evaluate, hub
+from tinyq import affine, solvers, error, per_channel, per_group, kernels, layers, replace, quantizer, evaluate, hub, packing, low_bit, mixed
 from tinyq.affine import *
 from tinyq.solvers import *
 from tinyq.error import *
@@ -15,12 +15,18 @@ from tinyq.replace import *
 from tinyq.quantizer import *
 from tinyq.evaluate import *
 from tinyq.hub import *
+from tinyq.packing import *
+from tinyq.low_bit import *
+from tinyq.mixed import *
 from tinyq.registration import when_imported
 
-if find_spec("numba"): kernels.PROVIDERS.append("tinyq.native") # compiled kernels, imported when the first product asks for one
+if find_spec("numba"): # compiled kernels, imported when the first product, or a search for scales, asks for one
+    kernels.KERNELS.providers.append("tinyq.native")
+    low_bit.PACKED_KERNELS.providers.append("tinyq.native_low_bit")
+    solvers.MEASURE_MODULES.append("tinyq.native_low_bit")
 when_imported("transformers.quantizers.auto", lambda: import_module("tinyq.integration")) # from then on, from_pretrained knows tinyq
 
-_modules = affine, solvers, error, per_channel, per_group, kernels, layers, replace, quantizer, evaluate, hub
+_modules = affine, solvers, error, per_channel, per_group, kernels, layers, replace, quantizer, evaluate, hub, packing, low_bit, mixed
 __all__ = ["__version__", *(name for m in _modules for name in m.__all__)]
 
 

@@ -6,7 +6,7 @@
 __all__ = ['TINY_LM', 'Evaluation', 'heldout_text', 'calibration_text', 'check_model_path', 'load_model', 'tiny_lm',
            'get_generation', 'windows', 'evaluate_lm', 'decoding_speed']
 
-# %% ../nbs/10_evaluate.ipynb #4730a2b8
+# %% ../nbs/10_evaluate.ipynb #1be025fb
 import json, math, os, statistics, time
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,7 +18,7 @@ from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hu
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-# %% ../nbs/10_evaluate.ipynb #50b18399
+# %% ../nbs/10_evaluate.ipynb #a5a173f2
 @dataclass(frozen=True)
 class Evaluation:
     "What a language model made of a text."
@@ -32,7 +32,7 @@ class Evaluation:
     @property
     def bits_per_byte(self) -> float: return self.nll / math.log(2) / self.nbytes
 
-# %% ../nbs/10_evaluate.ipynb #d263cbc7
+# %% ../nbs/10_evaluate.ipynb #156c92ec
 TINY_LM = Path(str(files("tinyq") / "tiny_lm")) # the folder of the model that ships with the package
 
 def heldout_text() -> str:
@@ -43,7 +43,7 @@ def calibration_text() -> str:
     "A frozen piece of the text that the shipped model was trained on."
     return (TINY_LM / "calibration.txt").read_text(encoding="utf-8")
 
-# %% ../nbs/10_evaluate.ipynb #226ba92f
+# %% ../nbs/10_evaluate.ipynb #47f47fb6
 def check_model_path(model_path: str|os.PathLike, # a folder, or a Hub id such as "user/name"
                     ) -> str: # the same, with `~` expanded
     "Raise, naming the remedy, for a folder that is missing or holds no model."
@@ -58,7 +58,7 @@ def check_model_path(model_path: str|os.PathLike, # a folder, or a Hub id such a
         raise FileNotFoundError(f"no folder {name!r}; give the folder of a model, or a Hub id such as user/name")
     return name
 
-# %% ../nbs/10_evaluate.ipynb #d6d0b2bd
+# %% ../nbs/10_evaluate.ipynb #ec4e4a1f
 def _line(e):
     "What went wrong, in one line."
     if "trust_remote_code" in str(e): return "it needs code that comes with it, and nobody has asked to run that; read the code, then pass trust_remote_code=True"
@@ -78,7 +78,7 @@ def _commit(name, revision=None, token=None, cache_dir=None, local_files_only=Fa
         if isinstance(config := try_to_load_from_cache(name, "config.json", cache_dir, revision), str): return {"revision": Path(config).parent.name, "local_files_only": True}
         raise ConnectionError(f"{name} is no folder and not in the cache, and the Hub can't be asked ({_line(e)}); connect, or give the folder of a model") from None
 
-# %% ../nbs/10_evaluate.ipynb #87f0a7d8
+# %% ../nbs/10_evaluate.ipynb #93217ac7
 def _check_dtype(dtype):
     "A floating dtype, by itself or by name, or `auto`."
     known = getattr(torch, dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
@@ -113,7 +113,7 @@ def load_model(model_path: str|os.PathLike=TINY_LM, # a folder, or a Hub id; the
         raise ValueError(f"can't load {model_path} as a causal language model: {_line(e)}") from e
     return model.eval(), tokenizer
 
-# %% ../nbs/10_evaluate.ipynb #8ea72973
+# %% ../nbs/10_evaluate.ipynb #baeac8f5
 def tiny_lm(torch_dtype: torch.dtype|str="auto") -> tuple: # model and tokenizer
     "The language model that ships with the package: bfloat16, no network, and no progress bar, as it loads at once."
     from transformers.utils import logging
@@ -123,7 +123,7 @@ def tiny_lm(torch_dtype: torch.dtype|str="auto") -> tuple: # model and tokenizer
     finally:
         if shown: logging.enable_progress_bar()
 
-# %% ../nbs/10_evaluate.ipynb #08bd7022
+# %% ../nbs/10_evaluate.ipynb #026c27dc
 @torch.no_grad()
 def get_generation(model, # causal language model
                    tokenizer, # its tokenizer
@@ -140,7 +140,7 @@ def get_generation(model, # causal language model
 
 def _pad_token_id(tokenizer): return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-# %% ../nbs/10_evaluate.ipynb #eaac97e0
+# %% ../nbs/10_evaluate.ipynb #2fb870aa
 def windows(ids: list[int], # token ids of the text
             context: int, # tokens that the model sees at once
             stride: int, # tokens by which the window moves
@@ -152,7 +152,7 @@ def windows(ids: list[int], # token ids of the text
         start, end = end, min(end + stride, len(ids))
         yield ids[max(0, end - context):end], end - start
 
-# %% ../nbs/10_evaluate.ipynb #7d06d629
+# %% ../nbs/10_evaluate.ipynb #89fbecba
 def _encode(tokenizer, text, vocab_size):
     "Token ids of a text, and the bytes of all but the first of them, which can't be scored. A token for the begin of a text goes first, if there is one."
     ids, bos = tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.bos_token_id
@@ -170,7 +170,7 @@ def _sizes(config, context, stride):
     if not 0 < stride < context: raise ValueError(f"stride is {stride}; it must be at least 1 and less than the context of {context}")
     return context, stride
 
-# %% ../nbs/10_evaluate.ipynb #43c295bc
+# %% ../nbs/10_evaluate.ipynb #5af4ef43
 def _batches(todo, vocab_size, budget=1 << 22):
     "Windows of equal length and score, as many at a time as keep the logits under `budget` numbers."
     size = max(1, budget // (len(todo[0][0]) * vocab_size))
@@ -178,7 +178,7 @@ def _batches(todo, vocab_size, budget=1 << 22):
         ids = [window for window, _ in same]
         for i in range(0, len(ids), size): yield ids[i:i + size], scored
 
-# %% ../nbs/10_evaluate.ipynb #ed827c03
+# %% ../nbs/10_evaluate.ipynb #51d7e911
 def _log_probs(model, ids, scored):
     "Float32 log probabilities of the last `scored` tokens, (batch, scored, vocabulary)."
     return model.eval()(input_ids=ids, use_cache=False).logits[:, -scored-1:-1].float().log_softmax(-1)
@@ -188,7 +188,7 @@ def _kl(logp, reference):
     if reference.shape != logp.shape: raise ValueError(f"the reference has {reference.shape[-1]} tokens, the model {logp.shape[-1]}: no KL between them")
     return F.kl_div(logp, reference, reduction="none", log_target=True).sum(-1).double().sum().item()
 
-# %% ../nbs/10_evaluate.ipynb #c0036182
+# %% ../nbs/10_evaluate.ipynb #4ad6ce9a
 @torch.no_grad()
 def evaluate_lm(model, # causal language model
                 tokenizer, # its tokenizer
@@ -212,7 +212,7 @@ def evaluate_lm(model, # causal language model
         count += target.numel()
     return Evaluation(nll, count, nbytes, None if reference is None else kl / count)
 
-# %% ../nbs/10_evaluate.ipynb #b0b7217f
+# %% ../nbs/10_evaluate.ipynb #c4b7059b
 @torch.no_grad()
 def decoding_speed(models: dict, # name -> causal language model
                    tokenizer, # of all of them

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AMX', 'rows_fit', 'linear_by_rows', 'tiles_fit', 'linear_by_tiles']
 
-# %% ../nbs/14_native.ipynb #fa44987d
+# %% ../nbs/14_native.ipynb #e28fb58f
 import ctypes, platform
 from array import array
 from functools import lru_cache, wraps
@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from .kernels import Kernel, register
 
-# %% ../nbs/14_native.ipynb #44b16d91
+# %% ../nbs/14_native.ipynb #9991a40b
 def emits(returns, *takes):
     "Make `f(b, *values)`, which writes LLVM instructions through the builder `b`, callable from compiled code. `int`: a number known beforehand."
     def wrap(f):
@@ -32,7 +32,7 @@ def emits(returns, *takes):
         return op
     return wrap
 
-# %% ../nbs/14_native.ipynb #000ff5c5
+# %% ../nbs/14_native.ipynb #0db642b4
 i8, i16, i32, i64 = map(ir.IntType, (8, 16, 32, 64)) # LLVM's types
 f16, f32 = ir.HalfType(), ir.FloatType()
 address = types.int64 # numba's type of an address
@@ -42,7 +42,7 @@ def pointer(t, to): return emits(types.CPointer(t), address)(lambda b, at: b.int
 as_f32, as_i8, as_u16 = pointer(types.float32, f32), pointer(types.int8, i8), pointer(types.uint16, i16)
 as_u32, as_i64 = pointer(types.uint32, i32), pointer(types.int64, i64)
 
-# %% ../nbs/14_native.ipynb #bac8656d
+# %% ../nbs/14_native.ipynb #fcc2da26
 def features():
     "What LLVM may use of this processor, by its names; nothing where numba was told otherwise."
     try: return {} if numba.config.CPU_NAME or numba.config.CPU_FEATURES else dict(get_host_cpu_features())
@@ -51,13 +51,13 @@ def features():
 FEATURES = features()
 HALF = platform.machine().lower() in ("arm64", "aarch64") or FEATURES.get("f16c", False)
 
-# %% ../nbs/14_native.ipynb #957ed7ba
+# %% ../nbs/14_native.ipynb #cea7e789
 float_of = emits(types.float32, types.uint32)(lambda b, bits: b.bitcast(bits, f32))
 bits_of = emits(types.uint32, types.float32)(lambda b, value: b.bitcast(value, i32))
 float_of_half = emits(types.float32, types.uint16)(lambda b, bits: b.fpext(b.bitcast(bits, f16), f32) if HALF else f32(0))
 half_of = emits(types.uint16, types.float32)(lambda b, value: b.bitcast(b.fptrunc(value, f16), i16) if HALF else i16(0))
 
-# %% ../nbs/14_native.ipynb #5afd9fbe
+# %% ../nbs/14_native.ipynb #ab7dc013
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 KIND = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, **({torch.float16: FLOAT16} if HALF else {})}
 
@@ -75,7 +75,7 @@ def load_floats(src, kind, n, dst):
     else:
         for i in range(n): out[i] = float_of_half(narrow[i])
 
-# %% ../nbs/14_native.ipynb #fe6599f0
+# %% ../nbs/14_native.ipynb #1ff0bebd
 @njit(inline="always")
 def bfloat16_of(v):
     u = bits_of(v)
@@ -93,7 +93,7 @@ def store_floats(src, dst, kind, n):
     else:
         for i in range(n): narrow[i] = half_of(a[i])
 
-# %% ../nbs/14_native.ipynb #dc898b7d
+# %% ../nbs/14_native.ipynb #81904114
 @njit(fastmath={"reassoc", "contract", "nsz"})
 def four_dots(x, w, K, out):
     "Dot products of a row of floats with four rows of codes."
@@ -110,7 +110,7 @@ def one_dot(x, w, K, out):
     for k in range(K): a += v[k]*np.float32(q[k])
     as_f32(out)[0] = a
 
-# %% ../nbs/14_native.ipynb #152c0683
+# %% ../nbs/14_native.ipynb #ea63ebba
 # add one to a counter that threads share, and return what it was; and: look at it
 take = emits(types.int64, address)(lambda b, counter: b.atomic_rmw("add", b.inttoptr(counter, i64.as_pointer()), i64(1), "acq_rel"))
 look = emits(types.int64, address)(lambda b, counter: b.load_atomic(b.inttoptr(counter, i64.as_pointer()), "acquire", 8))
@@ -118,7 +118,7 @@ look = emits(types.int64, address)(lambda b, counter: b.load_atomic(b.inttoptr(c
 # places in the array of arguments
 ROWS, OUT, IN, KIND_OF, X, CODES, SCALES, BIAS, Y, DIGITS, STEPS, SHAPES, NEXT, SPLIT, DONE = range(15)
 
-# %% ../nbs/14_native.ipynb #baadc715
+# %% ../nbs/14_native.ipynb #67aac2f4
 CHANNELS = 64 # that a thread takes at a time
 
 @njit
@@ -145,7 +145,7 @@ def all_dots(arguments):
         some_dots(a, n, min(a[OUT], n + CHANNELS), rows, part)
         n = take(arguments + 8*NEXT)*CHANNELS
 
-# %% ../nbs/14_native.ipynb #6770403a
+# %% ../nbs/14_native.ipynb #2c2cb9de
 def compiled(f):
     "`f(address)` as a C function; that of a module is kept on disk, where there is a place for it."
     try: return cfunc(types.void(types.int64), cache="__file__" in globals())(f)
@@ -170,7 +170,7 @@ def launch(f, work, *numbers):
     if POOL is None or work < 2**19 or (threads := torch.get_num_threads()) == 1: f.ctypes(at)
     else: POOL(f.address, at, threads, 0)
 
-# %% ../nbs/14_native.ipynb #95b40b14
+# %% ../nbs/14_native.ipynb #73ffb6a0
 zeros = lru_cache(64)(lambda n: torch.zeros(n, device="cpu"))
 
 def float_vector(t, n): # n float32 numbers side by side: of t, or of the one number in it, or zeros
@@ -178,7 +178,7 @@ def float_vector(t, n): # n float32 numbers side by side: of t, or of the one nu
     if t.numel() == n and t.dtype == torch.float32 and t.is_contiguous(): return t
     return t.detach().reshape(-1).float().expand(n).contiguous()
 
-# %% ../nbs/14_native.ipynb #a4ae756a
+# %% ../nbs/14_native.ipynb #d19e42eb
 def _ill_fitting(x, codes):
     if x.dtype not in KIND: return f"activations are {x.dtype}"
     if codes.dtype != torch.int8 or not codes.is_contiguous(): return "codes are not int8 without gaps"
@@ -206,7 +206,7 @@ def linear_by_rows(x: torch.Tensor, # (rows, in_features)
 
 register(Kernel("dot products", 30, rows_fit, linear_by_rows))
 
-# %% ../nbs/14_native.ipynb #c17ca020
+# %% ../nbs/14_native.ipynb #6d3c290c
 @njit
 def largest(row, n):
     "The largest magnitude among `n` floats; a NaN counts as larger than all."
@@ -216,11 +216,11 @@ def largest(row, n):
         if a > top: top = a
     return float_of(top)
 
-# %% ../nbs/14_native.ipynb #a925ab08
+# %% ../nbs/14_native.ipynb #b0e226f6
 ROUND = np.float32(1.5*2**23) # adding it leaves the rounded integer in the low bits
 TINY, LARGE = np.float32(2.**-100), np.float32(2.**100)
 
-# %% ../nbs/14_native.ipynb #feeb63d4
+# %% ../nbs/14_native.ipynb #98dfbf73
 @njit
 def split_row(row, n, hi, lo):
     "`n` floats as 16-bit codes, high and low digits apart; the floats are lost. Returns the step, NaN for a row with NaN or Inf."
@@ -236,13 +236,13 @@ def split_row(row, n, hi, lo):
         h[k] = np.int8((r + np.uint32(128)) >> np.uint32(8))
     return amax/np.float32(32512) if good else amax - amax
 
-# %% ../nbs/14_native.ipynb #82cf1f62
+# %% ../nbs/14_native.ipynb #1314f87d
 def x86(b, name, *args): # the instruction that LLVM calls llvm.x86.name
     f = cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), [a.type for a in args]), "llvm.x86." + name)
     b.call(f, args)
 def bytes_at(b, a): return b.inttoptr(a, i8.as_pointer())
 
-# %% ../nbs/14_native.ipynb #373f6856
+# %% ../nbs/14_native.ipynb #46e17070
 configure = emits(types.void, address)(lambda b, shapes: x86(b, "ldtilecfg", bytes_at(b, shapes)))
 release = emits(types.void)(lambda b: x86(b, "tilerelease"))
 zero_tile = emits(types.void, int)(lambda b, t: x86(b, "tilezero", i8(t)))
@@ -253,11 +253,11 @@ multiply_tiles = emits(types.void, int, int, int)(lambda b, c, x, y: x86(b, "tdp
 TILE_SHAPES = np.array([1] + [0]*15 + [64, 0]*8 + [0]*16 + [16]*8 + [0]*8, np.uint8) # 8 tiles of 16 rows of 64 bytes
 SHAPES_AT = TILE_SHAPES.ctypes.data
 
-# %% ../nbs/14_native.ipynb #d122886f
+# %% ../nbs/14_native.ipynb #0a8555df
 AMX = (torch.cpu._is_amx_tile_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
        and FEATURES.get("amx-int8", False) and torch.cpu._init_amx())
 
-# %% ../nbs/14_native.ipynb #9ca3ec00
+# %% ../nbs/14_native.ipynb #af33f8df
 of16 = lambda t: ir.VectorType(t, 16)
 i32x16, f32x16 = of16(i32), of16(f32)
 
@@ -279,7 +279,7 @@ def store_rows(b, rows, at):
 # 16 x 16 words from `src`, rows `stride` bytes apart, to `dst`, rows without gaps
 transpose = emits(types.void, *[address]*3)(lambda b, src, stride, dst: store_rows(b, transposed(b, load_rows(b, src, stride)), dst))
 
-# %% ../nbs/14_native.ipynb #b79e1c33
+# %% ../nbs/14_native.ipynb #6fcdc37e
 @njit
 def load_padded(src, kind, K, dst):
     "A row as floats, with zeros before a last block of under 64. Returns its length, a multiple of 64."
@@ -289,7 +289,7 @@ def load_padded(src, kind, K, dst):
     load_floats(src + whole*bytes_of(kind), kind, rest, dst + 4*(whole + gap))
     return whole + gap + rest
 
-# %% ../nbs/14_native.ipynb #cd9919a5
+# %% ../nbs/14_native.ipynb #aa4aad2e
 @njit
 def split_rows(a, m0, group, scratch):
     "Rows m0 to m0 + group, of which some may not exist, as tiles."
@@ -305,7 +305,7 @@ def split_rows(a, m0, group, scratch):
     for k in range(0, width, 64):
         for i in range(0, 2*group, 16): transpose(digits + i*width + k, width, dst + 2*group*k + 64*i)
 
-# %% ../nbs/14_native.ipynb #c4678bc6
+# %% ../nbs/14_native.ipynb #c4921362
 @njit
 def few_rows(w, x, n0, n1, K, sums):
     "Up to 8 rows, both digits in one tile, times 16 channels from n0 and 16 from n1."
@@ -328,7 +328,7 @@ def many_rows(w, x, n0, n1, K, sums):
         multiply_tiles(0, 6, 4); multiply_tiles(1, 6, 5); multiply_tiles(2, 7, 4); multiply_tiles(3, 7, 5)
     store_tile(0, sums, 64); store_tile(1, sums + 1024, 64); store_tile(2, sums + 2048, 64); store_tile(3, sums + 3072, 64)
 
-# %% ../nbs/14_native.ipynb #c92bb39d
+# %% ../nbs/14_native.ipynb #74bdc046
 def all16(t, value): return ir.Constant(of16(t), [value]*16)
 
 @emits(types.void, address, address, address)
@@ -353,7 +353,7 @@ def finish(b, src, step, scales, bias, dst, kind):
     v = b.fadd(v, load(b, bias, f32x16))
     store(b, v if kind == FLOAT32 else bfloat16s(b, v) if kind == BFLOAT16 else b.fptrunc(v, of16(f16)), dst)
 
-# %% ../nbs/14_native.ipynb #64eac55e
+# %% ../nbs/14_native.ipynb #52d646dd
 @njit(inline="always")
 def finish_row(a, src, m, n):
     "Row m, channels n to n + 16 of the output."
@@ -363,7 +363,7 @@ def finish_row(a, src, m, n):
     elif kind == BFLOAT16: finish(src, step, scales, bias, dst, BFLOAT16)
     else: finish(src, step, scales, bias, dst, FLOAT16)
 
-# %% ../nbs/14_native.ipynb #e4b28fec
+# %% ../nbs/14_native.ipynb #b54372b8
 @njit
 def product(a, n, group, sums):
     "32 channels from n (or the last ones) of all rows."
@@ -379,7 +379,7 @@ def product(a, n, group, sums):
             finish_row(a, floats + 64*(m - m0), m, n0)
             finish_row(a, floats + 64*(m - m0) + 1024, m, n1)
 
-# %% ../nbs/14_native.ipynb #64b4e04b
+# %% ../nbs/14_native.ipynb #53933440
 def all_tiles(arguments):
     "What every thread does: take groups of rows and split them, wait for the others, take channels and multiply."
     a = as_i64(arguments)
@@ -402,7 +402,7 @@ def all_tiles(arguments):
 
 tiles = compiled(all_tiles) if AMX else None
 
-# %% ../nbs/14_native.ipynb #b92c7c40
+# %% ../nbs/14_native.ipynb #a7af4de8
 def tiles_fit(x: torch.Tensor, # activations (rows, in_features)
               codes: torch.Tensor, # int8 (out_features, in_features)
               scales: torch.Tensor, # (out_features, 1) or (1, 1)
@@ -414,7 +414,7 @@ def tiles_fit(x: torch.Tensor, # activations (rows, in_features)
     if K > 2**17 - 1: return f"in_features is {K}: sums may pass int32"
     return _ill_fitting(x, codes)
 
-# %% ../nbs/14_native.ipynb #b16111b0
+# %% ../nbs/14_native.ipynb #1454bf05
 BUFFERS, FREE = [], [] # memory for the digits; addresses of those that nobody uses
 
 def buffer():
@@ -423,7 +423,7 @@ def buffer():
     except IndexError: BUFFERS.append(new := np.empty(7*2**20, np.uint8))
     return (new.ctypes.data + 2**21 - 1)//2**21*2**21
 
-# %% ../nbs/14_native.ipynb #db399958
+# %% ../nbs/14_native.ipynb #0641f272
 def linear_by_tiles(x: torch.Tensor, # (rows, in_features)
                     codes: torch.Tensor, # int8 (out_features, in_features)
                     scales: torch.Tensor, # (out_features, 1) or (1, 1)

@@ -6,16 +6,17 @@
 __all__ = ['BLOCK', 'check_group_size', 'group_views', 'linear_q_symmetric_per_group', 'linear_dequantization_per_group',
            'Scheme', 'tiles', 'QTensor', 'encode_groups', 'quantize_tensor']
 
-# %% ../nbs/05_per_group.ipynb #63764f4a
+# %% ../nbs/05_per_group.ipynb #484fb65e
 import math, re
 from dataclasses import dataclass, replace
-from typing import Callable, Iterator
+from functools import cached_property
+from typing import Any, Callable, Iterator
 import torch
 from .affine import check_bits, check_real, dequantize_affine, dtype_range, int_range, quantize_affine
 from .solvers import GRIDS, get_solver, symr
 from .per_channel import as_rows, from_rows
 
-# %% ../nbs/05_per_group.ipynb #990f3c7b
+# %% ../nbs/05_per_group.ipynb #9beb1995
 def check_group_size(group_size: int|None, # neighbours that share a scale
                      zero: bool=True, # may it be 0, the whole tensor?
                     ) -> int|None: # `group_size`, unchanged
@@ -28,7 +29,7 @@ def check_group_size(group_size: int|None, # neighbours that share a scale
         raise ValueError(f"group_size is {group_size}; give a positive number, {other}")
     return group_size
 
-# %% ../nbs/05_per_group.ipynb #530592e9
+# %% ../nbs/05_per_group.ipynb #6e144006
 def group_views(rows: torch.Tensor, # (rows, columns)
                 group_size: int|None, # columns in a group; None or 0: all of them
                ) -> list[torch.Tensor]: # views (rows, groups, group_size), the ragged last group apart
@@ -42,7 +43,7 @@ def group_views(rows: torch.Tensor, # (rows, columns)
     views = [rows[:, :full].unflatten(1, (full // g, g))]
     return views + [rows[:, full:].unsqueeze(1)] if full < cols else views
 
-# %% ../nbs/05_per_group.ipynb #242e6410
+# %% ../nbs/05_per_group.ipynb #1bed2f5c
 def linear_q_symmetric_per_group(tensor: torch.Tensor, # (rows, columns)
                                  group_size: int|None, # columns that share a scale, fewer in a ragged last group; None: a whole row
                                  dtype: torch.dtype=torch.int8, # dtype of the codes; an unsigned one for values >= 0 only
@@ -57,7 +58,7 @@ def linear_q_symmetric_per_group(tensor: torch.Tensor, # (rows, columns)
     codes = [quantize_affine(v, s, 0, qmin, qmax, dtype).flatten(1) for v, s in zip(views, scales)]
     return torch.cat(codes, 1), torch.cat(scales, 1).reshape(-1, 1)
 
-# %% ../nbs/05_per_group.ipynb #85e4f162
+# %% ../nbs/05_per_group.ipynb #61ca35a4
 def linear_dequantization_per_group(quantized_tensor: torch.Tensor, # codes (rows, columns)
                                     scale: torch.Tensor, # (rows * groups, 1), or any shape with as many values
                                     group_size: int|None, # as in `linear_q_symmetric_per_group`
@@ -72,7 +73,7 @@ def linear_dequantization_per_group(quantized_tensor: torch.Tensor, # codes (row
     out = [dequantize_affine(v, s.unsqueeze(-1)).flatten(1) for v, s in zip(views, scales)]
     return torch.cat(out, 1) if out else quantized_tensor.float()
 
-# %% ../nbs/05_per_group.ipynb #3e80b7a5
+# %% ../nbs/05_per_group.ipynb #813103f8
 @dataclass(frozen=True)
 class Scheme:
     "What is wanted of a quantized tensor: bits, granularity and grid. Parses from and prints as a short name."
@@ -115,7 +116,7 @@ class Scheme:
         size = {None: "", 0: "-tensor"}.get(self.group_size, f"-g{self.group_size}")
         return f"w{self.weight_bits}a{self.act_bits}{size}" + ("" if self.grid == self._default_grid else f"-{self.grid}")
 
-# %% ../nbs/05_per_group.ipynb #5238318e
+# %% ../nbs/05_per_group.ipynb #d386ef39
 BLOCK = 1 << 18 # values worked on at a time by one CPU thread: a megabyte of float32, which stays in its cache
 
 def tiles(v: torch.Tensor, # (rows, groups, group_size)
@@ -128,7 +129,7 @@ def tiles(v: torch.Tensor, # (rows, groups, group_size)
         for j in range(0, groups, c):
             for l in range(0, g, k): yield slice(i, i + r), slice(j, j + c), slice(l, l + k)
 
-# %% ../nbs/05_per_group.ipynb #5e05ec20
+# %% ../nbs/05_per_group.ipynb #d3651560
 def _parts(group_size, rows, out, scale, zero_point):
     "Full groups, then the ragged ones: views of two tensors, and the scales and zero points that go with them."
     views = group_views(rows, group_size)
@@ -136,47 +137,92 @@ def _parts(group_size, rows, out, scale, zero_point):
     split = lambda t: [None] * len(views) if t is None else t.split(counts, 1) if views else []
     return zip(views, group_views(out, group_size), split(scale), split(zero_point))
 
-# %% ../nbs/05_per_group.ipynb #df4c6f79
+# %% ../nbs/05_per_group.ipynb #99d232fd
 @dataclass(frozen=True, eq=False)
 class QTensor:
     "Integer codes and the grid that they live on: `scale * (codes - zero_point)`."
-    codes: torch.Tensor # int8, (channels, the rest): rows of groups
+    codes: torch.Tensor # int8, (channels, the rest): rows of groups; or uint8, (channels, bytes) if they are packed
     scale: torch.Tensor # (channels, groups)
-    zero_point: torch.Tensor|None # int8, (channels, groups); None on a symmetric grid
+    zero_point: torch.Tensor|None # like codes, (channels, groups) or packed; None on a symmetric grid
     bits: int # bits a code
     group_size: int|None # neighbouring codes that share a scale; None: the whole row
     shape: torch.Size # of the tensor that was quantized
     dim: int|None = 0 # its channel dimension; None: one row is the whole tensor
+    packing: Any = None # how codes lie in bytes, a `Packing` of chapter 12; None: a code is an int8
 
     def __post_init__(self):
-        n, cols = self.codes.shape
-        want = (n, -(-cols // (self.group_size or cols or 1)))
-        if n * cols != math.prod(self.shape):
-            raise ValueError(f"codes of shape {(n, cols)} don't fill a tensor of shape {tuple(self.shape)}")
+        n, width = self.codes.shape
+        cols = self.columns
+        groups = -(-cols // (self.group_size or cols or 1))
+        want = {"codes": (n, cols), "scale": (n, groups), "zero_point": (n, groups)}
+        if self.packing: want |= {"codes": (n, self.packing.size(cols)), "zero_point": (n, self._in_line().size(groups))}
+        if n * cols != math.prod(self.shape) or self.codes.shape != want["codes"]:
+            raise ValueError(f"codes of shape {(n, width)} don't fill a tensor of shape {tuple(self.shape)}")
         for name in ("scale", "zero_point"):
-            if (t := getattr(self, name)) is not None and t.shape != want:
+            if (t := getattr(self, name)) is not None and t.shape != want[name]:
                 raise ValueError(f"{name} has shape {tuple(t.shape)}; "
-                                 f"{n} rows of {cols} codes in groups of {self.group_size or cols} need {want}")
+                                 f"{n} rows of {cols} codes in groups of {self.group_size or cols} need {want[name]}")
+
+    @cached_property # asked for at each product
+    def columns(self) -> int: # codes in a row
+        return self.codes.shape[1] if self.packing is None else math.prod(s for i, s in enumerate(self.shape) if self.dim is None or i != self.dim % len(self.shape))
+
+    @property
+    def groups(self) -> int: return self.scale.shape[1]
+    def _in_line(self): return replace(self.packing, stride=1) # zero points are packed in order
+
+    def int_codes(self, rows: slice=slice(None)) -> torch.Tensor: # int8, (channels, columns)
+        "The codes of some rows, unpacked if they are packed."
+        return self.codes[rows] if self.packing is None else self.packing.unpack(self.codes[rows], self.columns)
+
+    def int_zero_point(self, rows: slice=slice(None)) -> torch.Tensor|None: # int8, (channels, groups)
+        "The zero points of some rows, unpacked if they are packed; None on a symmetric grid."
+        if self.zero_point is None or self.packing is None: return None if self.zero_point is None else self.zero_point[rows]
+        return self._in_line().unpack(self.zero_point[rows], self.groups)
+
+    def unpack(self) -> "QTensor":
+        "The same tensor, a code an int8."
+        return replace(self, codes=self.int_codes(), zero_point=self.int_zero_point(), packing=None)
+
+    def pack(self, packing, # a `Packing` of chapter 12
+            ) -> "QTensor":
+        "The same tensor, its codes and zero points packed into bytes."
+        q = self.unpack()
+        return replace(q, codes=packing.pack(q.codes), zero_point=None if q.zero_point is None else replace(packing, stride=1).pack(q.zero_point), packing=packing)
+
+    def take(self, rows: torch.Tensor|slice, # which, of a matrix
+            ) -> "QTensor":
+        "Some rows, as a tensor of their own."
+        if self.dim != 0 or len(self.shape) != 2: raise ValueError(f"rows are taken from a matrix with its channels first, not from {self}")
+        codes = self.codes[rows]
+        return replace(self, codes=codes, scale=self.scale[rows], zero_point=None if self.zero_point is None else self.zero_point[rows],
+                       shape=torch.Size((len(codes), self.columns)))
 
     def dequantize(self, dtype: torch.dtype=torch.float32, # of the result; the arithmetic is in float32
                   ) -> torch.Tensor: # `self.shape`
         "The real numbers that the codes stand for."
-        out = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
-        for q, o, s, z in _parts(self.group_size, self.codes, out, self.scale, self.zero_point):
+        q = self.unpack()
+        out = torch.empty(q.codes.shape, dtype=dtype, device=q.codes.device)
+        for q, o, s, z in _parts(self.group_size, q.codes, out, q.scale, q.zero_point):
             for r, c, k in tiles(q):
                 o[r, c, k] = dequantize_affine(q[r, c, k], s[r, c, None], None if z is None else z[r, c, None], dtype)
         return from_rows(out, self.shape, self.dim)
 
     @property
     def nbytes(self) -> int:
-        "Bytes of the buffers as they are: a byte a code, whatever its bits, then scales and zero points."
+        "Bytes of the buffers as they are."
         return sum(t.nbytes for t in (self.codes, self.scale, self.zero_point) if t is not None)
 
     @property
     def bits_per_weight(self) -> float:
-        "Bits a weight once codes and zero points are packed to `bits` bits each, scales counted as stored."
-        n = self.codes.numel()
-        zeros = 0 if self.zero_point is None else self.zero_point.numel() * self.bits
+        "Bits of the buffers as they are, for each weight."
+        n = math.prod(self.shape)
+        return 8 * self.nbytes / n if n else float(self.bits)
+
+    @property
+    def bits_once_packed(self) -> float:
+        "Bits a weight once codes and zero points take `bits` bits each, scales counted as stored."
+        n, zeros = math.prod(self.shape), 0 if self.zero_point is None else self.scale.numel() * self.bits
         return (n * self.bits + self.scale.nbytes * 8 + zeros) / n if n else float(self.bits)
 
     def to(self, device: torch.device|str|int, # where the buffers should be; their dtypes stay
@@ -190,7 +236,7 @@ class QTensor:
         grid = "symmetric" if self.zero_point is None else "asymmetric"
         return f"QTensor({tuple(self.shape)}, {self.bits} bits, {g}, {grid}, {self.nbytes:,} bytes)"
 
-# %% ../nbs/05_per_group.ipynb #dfa20e84
+# %% ../nbs/05_per_group.ipynb #febd06f5
 def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
                   codes: torch.Tensor, # int8, the shape of `v`: written
                   scale: torch.Tensor, # (rows, groups): written
@@ -216,7 +262,7 @@ def encode_groups(v: torch.Tensor, # real values, (rows, groups, group_size)
         if z is not None: q.add_(z)
         codes[r, c, k] = q.clamp_(qmin, qmax)
 
-# %% ../nbs/05_per_group.ipynb #21efba1a
+# %% ../nbs/05_per_group.ipynb #d4cceae3
 def quantize_tensor(x: torch.Tensor, # real values, any shape
                     scheme: Scheme|str="w8a16", # bits, granularity and grid
                     solver: Callable|str|None=None, # of scales and zero points, or a name such as "mse"; None: the extremes decide

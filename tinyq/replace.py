@@ -6,10 +6,10 @@
 __all__ = ['HOOKS', 'pattern_matches', 'matched', 'check_exclude', 'own_tensors', 'memory_key', 'skip_reason', 'Coverage',
            'coverage', 'carry_hooks', 'replace_linear_with_target_and_quantize', 'replace_linear_with_target']
 
-# %% ../nbs/08_replace.ipynb #861c74da
+# %% ../nbs/08_replace.ipynb #c23ec2d2
 import sys, warnings, weakref
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Iterable
@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from tqdm import tqdm
-from .layers import QuantizedLinear, linear_parts
+from .layers import QuantizedLayer, linear_parts, weight_parts
 
-# %% ../nbs/08_replace.ipynb #b9b61713
+# %% ../nbs/08_replace.ipynb #2dc3f7e4
 def pattern_matches(pattern, # name, dotted path, glob, class, or function of path and module
                     path: str, # dotted path of a module
                     module: nn.Module, # the module
@@ -29,7 +29,7 @@ def pattern_matches(pattern, # name, dotted path, glob, class, or function of pa
     if isinstance(pattern, type): return isinstance(module, pattern)
     return linear_parts(module) is not None and bool(pattern(path, module))
 
-# %% ../nbs/08_replace.ipynb #a34d7f79
+# %% ../nbs/08_replace.ipynb #be869d9b
 def matched(model: nn.Module, # any model
             patterns: list, # see `pattern_matches`
            ) -> dict[str, Any]: # dotted path -> the first pattern that matches the module or one around it
@@ -41,7 +41,7 @@ def matched(model: nn.Module, # any model
         if hit is not None: found[path] = hit
     return found
 
-# %% ../nbs/08_replace.ipynb #856427a0
+# %% ../nbs/08_replace.ipynb #5d66bf68
 def _label(pattern): return repr(pattern) if isinstance(pattern, str) else getattr(pattern, "__name__", repr(pattern))
 
 def _warn(text):
@@ -58,7 +58,7 @@ def _as_patterns(patterns, what):
         if not isinstance(p, str) and not callable(p): raise TypeError(f"{what} pattern {p!r} is of type {type(p).__name__}, not a str, class or function")
     return patterns
 
-# %% ../nbs/08_replace.ipynb #3dbda3e1
+# %% ../nbs/08_replace.ipynb #46021147
 def check_exclude(model: nn.Module, # where the names should be
                   exclude: Iterable|str|type|Callable|None, # patterns, or one
                   strict: bool=False, # raise `ValueError` instead of a warning
@@ -75,7 +75,7 @@ def check_exclude(model: nn.Module, # where the names should be
         _warn(text)
     return patterns
 
-# %% ../nbs/08_replace.ipynb #d6492836
+# %% ../nbs/08_replace.ipynb #3d464fe3
 def own_tensors(module: nn.Module) -> list[torch.Tensor]:
     "Parameters and buffers of the module itself, not of its children; without those of a lazy module, which have no shape yet."
     return [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if not is_lazy(t)]
@@ -85,7 +85,7 @@ def memory_key(t: torch.Tensor) -> int:
     try: return t.data_ptr() or id(t)
     except RuntimeError: return id(t)
 
-# %% ../nbs/08_replace.ipynb #82f87539
+# %% ../nbs/08_replace.ipynb #2228e6d4
 def _not_linear(module):
     "Why a module is none of the layers that can be swapped, or None."
     own = dict(module._parameters.items())
@@ -102,10 +102,11 @@ def _not_linear(module):
 def skip_reason(module: nn.Module, # holds tensors
                 sharing: list[str], # paths of other modules that hold its weight
                 reader: str|None=None, # class of the module around it, if that reads the weight itself
+                embeddings: bool=False, # whether `nn.Embedding` counts too
                ) -> str|None: # None: it is quantized, or may be
     "Why a module is not to be quantized."
-    if isinstance(module, QuantizedLinear): return None
-    if why := _not_linear(module): return why
+    if isinstance(module, QuantizedLayer): return None
+    if why := None if embeddings and weight_parts(module) else _not_linear(module): return why
     w = module._parameters["weight"]
     if type(w) not in (nn.Parameter, torch.Tensor): return f"its weight is a {type(w).__name__}"
     if not w.is_floating_point() or w.dtype.itemsize < 2: return f"its weight has dtype {w.dtype}"
@@ -115,7 +116,7 @@ def skip_reason(module: nn.Module, # holds tensors
     own = getattr(vars(module).get("forward", module.forward), "__func__", None) is type(module).forward # accelerate puts it back as an attribute
     return None if own else "its forward was replaced, as accelerate does"
 
-# %% ../nbs/08_replace.ipynb #058a603a
+# %% ../nbs/08_replace.ipynb #4aa59423
 @dataclass(frozen=True)
 class Coverage:
     "One module that holds weights, and whether it is (to be) quantized."
@@ -125,7 +126,7 @@ class Coverage:
     nbytes: int # what they and its buffers occupy
     skipped: str|None # None: quantized; else the reason why not
 
-# %% ../nbs/08_replace.ipynb #ca42a554
+# %% ../nbs/08_replace.ipynb #f51abcd2
 def _look(model):
     "The paths of each module, the paths that hold each piece of memory, and the layers whose weights the module around them reads."
     paths, holders, readers = defaultdict(list), defaultdict(list), {}
@@ -139,9 +140,14 @@ def _sharing(module, path, holders):
     w = dict(module._parameters.items()).get("weight") # TorchScript's dictionary has no get
     return [] if w is None or is_lazy(w) else [p for p in holders[memory_key(w)] if p != path]
 
+def _params(module, fresh): # those of `fresh`, memory key -> tensor; codes count as the weights that they stand for
+    if not isinstance(module, QuantizedLayer): return sum(t.numel() for t in fresh.values() if isinstance(t, nn.Parameter))
+    return (module.in_features * module.out_features if memory_key(module.weight) in fresh else 0) + (0 if module.bias is None else module.bias.numel())
+
 def coverage(model: nn.Module, # any model, float or quantized
              exclude: Iterable|str|type|Callable|None=(), # patterns of what to leave alone
              include: Iterable|str|type|Callable|None=None, # patterns of what to quantize; None: everything
+             embeddings: bool=False, # whether `nn.Embedding` counts too, and layers that share a weight (a tied head) may be quantized together
             ) -> list[Coverage]:
     "Every module that holds tensors of its own, and why it is not quantized if it isn't. Warns of a pattern that matches nothing."
     out = matched(model, check_exclude(model, exclude))
@@ -151,27 +157,38 @@ def coverage(model: nn.Module, # any model, float or quantized
         if not (own := own_tensors(m)) and not isinstance(m, nn.Linear): continue
         fresh = {memory_key(t): t for t in own if memory_key(t) not in seen}
         seen |= fresh.keys()
-        why = skip_reason(m, _sharing(m, ps[0], holders), readers.get(m))
-        if not isinstance(m, QuantizedLinear):
+        why = skip_reason(m, [] if embeddings else _sharing(m, ps[0], holders), readers.get(m), embeddings)
+        if not isinstance(m, QuantizedLayer):
             if hit := next((out[p] for p in ps if p in out), None): why = f"excluded by {_label(hit)}"
             elif why is None and chosen is not None and not any(p in chosen for p in ps): why = "not included"
-        params = sum(t.numel() for t in fresh.values() if isinstance(t, nn.Parameter))
-        rows.append(Coverage(ps[0], type(m).__name__, params, sum(t.nbytes for t in fresh.values()), why))
-    return rows
+        rows.append(Coverage(ps[0], type(m).__name__, _params(m, fresh), sum(t.nbytes for t in fresh.values()), why))
+    return _together(model, rows)
 
-# %% ../nbs/08_replace.ipynb #4e6481ba
+def _together(model, rows):
+    "Of modules that share a weight, quantize all or none."
+    (paths, holders, _), left = _look(model), {c.path for c in rows if c.skipped is not None}
+    def checked(c):
+        alone = [] if c.skipped else [p for p in _sharing(model.get_submodule(c.path), c.path, holders) if p in left]
+        return replace(c, skipped=f"shares its weight with {alone[0]}") if alone else c
+    return [checked(c) for c in rows]
+
+# %% ../nbs/08_replace.ipynb #5606b73d
+def _made(target, old):
+    "The quantized copy of a layer."
+    return (target.from_embedding if isinstance(old, nn.Embedding) else target.from_linear)(old)
+
 def _check_of(target):
     "What raises if `target` can't be made from a layer. A `check_weights` older than `from_linear` or `quantize` doesn't speak for them."
-    if not hasattr(target, "from_linear"): raise TypeError(f"target_class {getattr(target, '__name__', target)} has no from_linear")
+    if not hasattr(target, "from_linear") and not hasattr(target, "from_embedding"): raise TypeError(f"target_class {getattr(target, '__name__', target)} has no from_linear")
     age = lambda name: next((i for i, c in enumerate(target.__mro__) if name in vars(c)), len(target.__mro__))
     known = age("check_weights") <= min(age("from_linear"), age("quantize"), len(target.__mro__) - 1)
     def check(old):
         if old.weight.is_meta: raise ValueError("its weight is on the meta device and has no numbers; load it first, or make a skeleton with replace_linear_with_target")
-        if known: target.check_weights(linear_parts(old)[0])
-        else: target.from_linear(old)
+        if known: target.check_weights(weight_parts(old)[0])
+        else: _made(target, old)
     return check
 
-# %% ../nbs/08_replace.ipynb #211917d3
+# %% ../nbs/08_replace.ipynb #d6b114d2
 HOOKS = [name for name in vars(nn.Module()) if "_hooks" in name] # the dictionaries in which a module keeps its hooks
 
 def carry_hooks(old: nn.Module, # loses nothing, but is not to be used any more
@@ -186,24 +203,33 @@ def carry_hooks(old: nn.Module, # loses nothing, but is not to be used any more
             if getattr(h, "with_module", False): h.module = weakref.ref(new)
     if old._is_full_backward_hook is not None: new._is_full_backward_hook = old._is_full_backward_hook
 
-# %% ../nbs/08_replace.ipynb #1da8b9ce
+# %% ../nbs/08_replace.ipynb #c6b8821a
 def _fail(error, path, k, n):
     "Raise `error` again, with what became of the model."
     state = "nothing was changed" if not k else f"{k} of {n} layers are quantized and the rest are as they were: the model runs, and the same call does the rest"
     kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ValueError if isinstance(error, (TypeError, ValueError)) else RuntimeError
     raise kind(f"layer {path!r}: {str(error) or type(error).__name__}; {state}") from error
 
+def _twins(model, paths):
+    "Path -> the first path among `paths` whose layer has the same weight, where that is another."
+    first, keys = {}, {path: memory_key(model.get_submodule(path)._parameters["weight"]) for path in paths}
+    for path, key in keys.items(): first.setdefault(key, path)
+    return {path: first[key] for path, key in keys.items() if first[key] != path}
+
+def _agree(scheme, other, first):
+    if replace(scheme, act_bits=16) != replace(other, act_bits=16): raise ValueError(f"its weight is that of {first}, too, which is to be {other}: give both the same scheme, not {scheme}")
+
 def _replace(model, plan, check, make, progress=None, done=None):
     "Check all layers that `plan` lets pass, then swap them one at a time, and let go of each before the next is made."
-    todo = [c.path for c in plan if c.skipped is None and not isinstance(model.get_submodule(c.path), QuantizedLinear)]
-    places, k, path = defaultdict(list), 0, ""
+    todo = [c.path for c in plan if c.skipped is None and not isinstance(model.get_submodule(c.path), QuantizedLayer)]
+    places, k, path, twins = defaultdict(list), 0, "", _twins(model, todo)
     for parent in model.modules():
         for name, child in parent._modules.items(): places[id(child)].append((parent, name))
     try:
-        for path in todo: check(model.get_submodule(path))
+        for path in todo: check(path, model.get_submodule(path), twins.get(path))
         for path in (tqdm if progress is True else progress or iter)(todo):
             old = model.get_submodule(path)
-            new = make(old)
+            new = make(path, old, model.get_submodule(twins[path]) if path in twins else None)
             if done: done(path, old, new)
             carry_hooks(old, new)
             for parent, name in places[id(old)]: parent._modules[name] = new
@@ -211,9 +237,9 @@ def _replace(model, plan, check, make, progress=None, done=None):
     except (Exception, KeyboardInterrupt) as e: _fail(e, path, k, len(todo))
     return model
 
-# %% ../nbs/08_replace.ipynb #6e387bff
+# %% ../nbs/08_replace.ipynb #6eea18fa
 def replace_linear_with_target_and_quantize(module: nn.Module, # changed in place
-                                            target_class: type, # such as `W8A16LinearLayer`
+                                            target_class: type|dict[str, type], # such as `W8A16LinearLayer`; or dotted path -> class, for the layers of `plan`
                                             module_name_to_exclude: Iterable|str|type|Callable|None=(), # patterns of what to leave alone
                                             progress: Callable|bool|None=None, # wraps the list of paths, such as `tqdm`; True: a bar
                                             include: Iterable|str|type|Callable|None=None, # patterns of what to quantize; None: everything
@@ -222,9 +248,12 @@ def replace_linear_with_target_and_quantize(module: nn.Module, # changed in plac
                                            ) -> nn.Module: # `module`, or the new layer if `module` is itself a linear layer
     """Swap every linear layer for its quantized copy, one at a time, after a check of all. `ValueError`, naming the layer, leaves the model as it was.
     What can't be foreseen (memory, Ctrl-C) may leave some layers swapped; the message says how many, and the same call does the rest."""
-    check = _check_of(target_class)
+    of = target_class.__getitem__ if isinstance(target_class, dict) else lambda path: target_class
     if plan is None: plan = coverage(module, module_name_to_exclude, include)
-    return _replace(module, plan, check, target_class.from_linear, progress, done)
+    checks = {cls: _check_of(cls) for cls in (target_class.values() if isinstance(target_class, dict) else [target_class])}
+    check = lambda path, old, first: checks[of(path)](old) if first is None else _agree(of(path).scheme, of(first).scheme, first)
+    make = lambda path, old, twin: of(path).twin(old, twin) if twin is not None else _made(of(path), old)
+    return _replace(module, plan, check, make, progress, done)
 
 def replace_linear_with_target(module: nn.Module, # changed in place
                                target_class: type, # such as `W8A16LinearLayer`
@@ -232,7 +261,7 @@ def replace_linear_with_target(module: nn.Module, # changed in place
                                include: Iterable|str|type|Callable|None=None, # patterns of what to swap; None: everything
                               ) -> nn.Module: # `module`, or the new layer if `module` is itself a linear layer
     "Swap every linear layer for an empty `target_class` on its device: a skeleton to load codes into."
-    def make(old, device=None):
+    def make(path, old, twin=None, device=None):
         (n, k), w = linear_parts(old)[0].shape, old.weight
         return target_class(k, n, bias=old.bias is not None, device=device or w.device, dtype=w.dtype).train(old.training)
-    return _replace(module, coverage(module, module_name_to_exclude, include), lambda old: make(old, "meta"), make)
+    return _replace(module, coverage(module, module_name_to_exclude, include), lambda path, old, first: make(path, old, device="meta"), make)
