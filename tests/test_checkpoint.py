@@ -182,7 +182,7 @@ def test_the_card_of_a_mixed_model(tmp_path):
     weights, now = sum(m.in_features * m.out_features for m in layers), sum(m.weight.nbytes + m.scales.nbytes for m in layers)
     assert f"| bytes of all tensors | {get_memory_footprint(tiny_lm()[0]):,} | {get_memory_footprint(model):,} |" in text
     assert f"| bytes of the quantized layers | {2 * weights:,} | {now:,} |" in text and f"| bits a weight, scales and all | 16 | {8 * now / weights:.4g} |" in text
-    assert "6 linear layer(s), and all that is not listed" in text
+    assert "all else, with 6 linear layer(s) in it, is as it was." in text
     from huggingface_hub import ModelCard
     assert {"w4a16-g64", "w8a16"} <= set(ModelCard(text).data.to_dict()["tags"])
 

@@ -7,7 +7,7 @@ __all__ = ['PACKED_KERNELS', 'real_weight', 'scale_dtype', 'Packed', 'row_blocks
            'packed_by_bytes', 'int4pack_fits', 'packed_linear', 'PackedLinear', 'QuantizedEmbedding', 'PackedEmbedding',
            'make_class', 'quantize_weight', 'explain_layer']
 
-# %% ../nbs/13_low_bit.ipynb #d04c4b9a
+# %% ../nbs/13_low_bit.ipynb #2557f2ac
 import re
 from dataclasses import replace
 from functools import lru_cache
@@ -19,7 +19,7 @@ from .packing import STRIDE, Packing, packed_size, unpack
 from .per_group import BLOCK, QTensor, Scheme, _parts, quantize_tensor
 from .quantizer import MAKERS, METHODS, layer_class
 
-# %% ../nbs/13_low_bit.ipynb #f0707e77
+# %% ../nbs/13_low_bit.ipynb #4d32f216
 def real_weight(codes: torch.Tensor, # uint8 (rows, bytes), packed with the layers' stride
                 scales: torch.Tensor, # (rows, groups)
                 zeros: torch.Tensor|None, # uint8 (rows, bytes), packed in order; None on a symmetric grid
@@ -35,7 +35,7 @@ def real_weight(codes: torch.Tensor, # uint8 (rows, bytes), packed with the laye
     if zeros is not None: w = w - spread(unpack(zeros, bits, groups, True).float())
     return w * spread(scales.float())
 
-# %% ../nbs/13_low_bit.ipynb #fa368ea5
+# %% ../nbs/13_low_bit.ipynb #fac375da
 def scale_dtype(scheme: Scheme) -> torch.dtype:
     "How layers store the scales of a scheme: 16 bits where there are many, with the range of 32."
     return torch.float32 if scheme.group_size is None else torch.bfloat16
@@ -85,7 +85,7 @@ class Packed:
 
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != "_view"} # copies and pickles do without it
 
-# %% ../nbs/13_low_bit.ipynb #98533d7d
+# %% ../nbs/13_low_bit.ipynb #74ced211
 PACKED_KERNELS = Table() # for packed codes: `why_not(x, q)` and `run(x, q, bias)`, where `q` is a packed `QTensor`
 TABLES.append(PACKED_KERNELS)
 
@@ -96,7 +96,7 @@ def row_blocks(q: QTensor, # packed, of a matrix
     n = max(1, size // max(1, q.columns))
     for i in range(0, len(q.codes), n): yield slice(i, i + n)
 
-# %% ../nbs/13_low_bit.ipynb #86532bc3
+# %% ../nbs/13_low_bit.ipynb #d104faff
 def float_rows(q: QTensor, # of a matrix
                rows: slice, # which
                dtype: torch.dtype, # of the result; the arithmetic is in float32
@@ -119,7 +119,7 @@ def packed_in_blocks(x: torch.Tensor, # activations (rows, in_features)
 
 register(Kernel("dequantize in blocks", 100, lambda x, q: None, packed_in_blocks), PACKED_KERNELS)
 
-# %% ../nbs/13_low_bit.ipynb #d022176e
+# %% ../nbs/13_low_bit.ipynb #d9f49647
 def packed_by_bytes(x: torch.Tensor, # activations (rows, in_features)
                     q: QTensor, # packed weight (out_features, in_features): symmetric, a scale a row
                     bias: torch.Tensor|None=None, # (out_features,)
@@ -137,7 +137,7 @@ def _bytes_fit(x, q):
 
 register(Kernel("unpack to int8", 60, _bytes_fit, packed_by_bytes), PACKED_KERNELS)
 
-# %% ../nbs/13_low_bit.ipynb #26aabe9a
+# %% ../nbs/13_low_bit.ipynb #2194251d
 def int4pack_fits(x: torch.Tensor, # activations (rows, in_features)
                   q: QTensor, # packed weight (out_features, in_features)
                  ) -> str|None: # None: it may be called
@@ -152,7 +152,7 @@ def int4pack_fits(x: torch.Tensor, # activations (rows, in_features)
     if any(t is not None and torch.is_inference(t) for t in (q.codes, q.scale, q.zero_point)):
         return "the weight is an inference tensor, whose changes can't be seen"
 
-# %% ../nbs/13_low_bit.ipynb #092b45c3
+# %% ../nbs/13_low_bit.ipynb #b367c801
 def _int4packed(q):
     "The weight as that op wants it on this processor, made once; kept beside `q`, and made again if `q` was written to."
     now = [(t._version, t.data_ptr()) for t in (q.codes, q.scale, q.zero_point) if t is not None]
@@ -171,7 +171,7 @@ def _int4pack(x, q, bias):
 
 register(Kernel("int4pack", 40, int4pack_fits, _int4pack), PACKED_KERNELS)
 
-# %% ../nbs/13_low_bit.ipynb #953ffce2
+# %% ../nbs/13_low_bit.ipynb #6a092ae2
 def packed_linear(x: torch.Tensor, # activations (..., in_features), on a CPU, not traced
                   q: QTensor, # packed weight (out_features, in_features)
                   bias: torch.Tensor|None=None, # (out_features,)
@@ -195,7 +195,7 @@ class PackedLinear(Packed, QuantizedLinear):
         if not x.is_floating_point(): raise TypeError(f"activations have dtype {x.dtype}; expected a floating one")
         raise ValueError(f"activations of shape {tuple(x.shape)} don't fit a layer of {self.in_features} inputs")
 
-# %% ../nbs/13_low_bit.ipynb #516917be
+# %% ../nbs/13_low_bit.ipynb #9c1694ea
 class QuantizedEmbedding(QuantizedLayer):
     "A table whose rows are held in codes and scales, and become floats as they are looked up."
     def __init__(self, in_features: int, # length of a row
@@ -242,12 +242,12 @@ class QuantizedEmbedding(QuantizedLayer):
         rest = super().extra_repr().split("bias=False, ")[1]
         return f"num_embeddings={self.out_features}, embedding_dim={self.in_features}, {rest}"
 
-# %% ../nbs/13_low_bit.ipynb #419b194f
+# %% ../nbs/13_low_bit.ipynb #61a2c45a
 class PackedEmbedding(Packed, QuantizedEmbedding):
     "A table that is held in packed codes, of the scheme that a subclass names."
     def _rows(self, ids): return self._real(ids)
 
-# %% ../nbs/13_low_bit.ipynb #d56099b1
+# %% ../nbs/13_low_bit.ipynb #7e2f05fd
 def _class_name(scheme, embedding):
     first, *rest = str(scheme).split("-") # w4a16, then g128, asym
     rest = [p.upper() if p[0] == "g" else p.capitalize() for p in rest]
@@ -271,7 +271,7 @@ def _subclass(base, scheme, what): # one class for each scheme, whoever asks
     name = _class_name(scheme, issubclass(base, QuantizedEmbedding))
     return type(name, (base,), {"scheme": scheme, "__module__": __name__, "__doc__": f"{what}, held as {scheme}."})
 
-# %% ../nbs/13_low_bit.ipynb #79330b1e
+# %% ../nbs/13_low_bit.ipynb #0b979a21
 MAKERS.append(make_class)
 
 def __getattr__(name):
@@ -281,7 +281,7 @@ def __getattr__(name):
     try: return make_class(Scheme.parse("-".join(filter(None, m.groups()[:3]))), m[4] == "Embedding")
     except ValueError as e: raise AttributeError(str(e)) from None
 
-# %% ../nbs/13_low_bit.ipynb #36328cd5
+# %% ../nbs/13_low_bit.ipynb #1fbdf662
 def quantize_weight(weight: torch.Tensor, # (out_features, in_features), floating
                     scheme: Scheme|str, # such as "w4a16-g128"
                    ) -> QTensor:

@@ -7,7 +7,7 @@ __all__ = ['HALVES_FROM', 'rint', 'search', 'digits_fit', 'packed_by_digits', 'h
            'dots_fit', 'packed_by_dots', 'rows_fit', 'packed_by_rows', 'measure_group', 'all_groups',
            'measure_compiled']
 
-# %% ../nbs/17_native_low_bit.ipynb #1a7fac1c
+# %% ../nbs/17_native_low_bit.ipynb #93c9a731
 import functools, math
 from bisect import bisect_right
 from functools import lru_cache
@@ -26,7 +26,7 @@ from .native import (
     launch, load, load_floats, load_rows, load_tile, look, multiply_tiles, pointer, release, split_row, store, store_floats, store_rows, store_tile, take,
     transpose, transposed, x86, Y, zero_tile)
 
-# %% ../nbs/17_native_low_bit.ipynb #78eb8778
+# %% ../nbs/17_native_low_bit.ipynb #d6bd29f2
 i8x64 = ir.VectorType(i8, 64)
 
 def lines_of(bits): return bits//math.gcd(8, bits) # lines of 64 bytes in a block
@@ -42,7 +42,7 @@ def unpacked(b, src, bits):
         if sh + bits > 8: v = b.or_(v, b.shl(lines[line + 1], const(8 - sh)))
         yield v if sh + bits == 8 else b.and_(v, const(2**bits - 1))
 
-# %% ../nbs/17_native_low_bit.ipynb #60b7ae37
+# %% ../nbs/17_native_low_bit.ipynb #65a319eb
 @emits(types.void, address)
 def prefetch(b, at):
     f = ir.FunctionType(ir.VoidType(), [i8.as_pointer(), i32, i32, i32])
@@ -58,7 +58,7 @@ def compiled(f, takes=1):
     try: return cfunc(signature, cache="__file__" in globals())(f)
     except RuntimeError: return cfunc(signature)(f)
 
-# %% ../nbs/17_native_low_bit.ipynb #1013ddf9
+# %% ../nbs/17_native_low_bit.ipynb #3f5d9188
 @lru_cache(None)
 def unpacker(bits, far):
     "Compiled when first asked for: a block of `n` rows, `stride` bytes apart, to a tile for each lane."
@@ -66,17 +66,17 @@ def unpacker(bits, far):
     def unpack_rows(src, stride, n, ahead, dst):
         for r in range(n):
             if far:
-                for i in range(lines): prefetch(src + r*stride + ahead + 64*i)
+                for i in range(lines): prefetch(ahead + 64*(r*lines + i))
             unpack_row(src + r*stride, dst + 64*r, bits)
     return compiled(unpack_rows, 5)
 
 @emits(types.void, *[address]*6)
 def call(b, f, src, stride, n, ahead, dst): b.call(b.inttoptr(f, ir.FunctionType(ir.VoidType(), [i64]*5).as_pointer()), [src, stride, n, ahead, dst])
 
-# %% ../nbs/17_native_low_bit.ipynb #98935873
+# %% ../nbs/17_native_low_bit.ipynb #9e2e6863
 multiply_codes = emits(types.void, int, int, int)(lambda b, c, x, y: x86(b, "tdpbusd", i8(c), i8(x), i8(y))) # c += x @ y, x unsigned
 
-# %% ../nbs/17_native_low_bit.ipynb #1c15bed6
+# %% ../nbs/17_native_low_bit.ipynb #de8271c5
 LONGEST = 2**15 # columns: 255*128*LONGEST fits into int32
 
 def row_lanes(columns, bits):
@@ -97,14 +97,14 @@ def parts_of(columns, bits, group):
     cuts = sorted({*starts, *begins})
     return [(bisect_right(starts, i) - 1, bisect_right(begins, i) - 1, i, j) for i, j in zip(cuts, cuts[1:] + [columns])]
 
-# %% ../nbs/17_native_low_bit.ipynb #3dd8b66e
+# %% ../nbs/17_native_low_bit.ipynb #19c9f5da
 def slots_for(rows, columns, group):
     "How many groups sum side by side in a tile: a power of two, as many as there is room for."
     groups = -(-columns//group)
     if rows > 8 or group > LONGEST: return 1
     return min(2**(groups.bit_length() - 1), 8//2**(rows - 1).bit_length())
 
-# %% ../nbs/17_native_low_bit.ipynb #a92ac2cf
+# %% ../nbs/17_native_low_bit.ipynb #c5a0a136
 LANE, TILE, COLUMN, WIDTH, FROM, TO, GROUP, SLOT, WINDOW, FLAGS = range(10) # of a part: lane of the block, of the row; columns; first group of the window, ...
 PART = 80 # bytes
 
@@ -128,7 +128,7 @@ def plan(columns, bits, group, slots):
 # places in the array of arguments, after those of chapter 14
 SCALE_AT, SCALE_KIND, GROUPS, LINE, BITS, LANES, UNPACK, ZEROS, ZERO_LINE, BIAS_AT, BIAS_KIND, BLOCKS, WIDE, PARTS_AT, FIRST_AT, PARTS, WINDOWS, SLOTS, PAIRS = range(15, 34)
 
-# %% ../nbs/17_native_low_bit.ipynb #9e5a8b91
+# %% ../nbs/17_native_low_bit.ipynb #c959cd64
 @njit
 def clear(at, n):
     p = as_i64(at)
@@ -154,7 +154,7 @@ def spread(a, digits, dst):
         if part[TO] - part[FROM] < 64: clear(dst + 64*p, 64)
         for j in range(part[FROM], part[TO]): d[j] = s[j]
 
-# %% ../nbs/17_native_low_bit.ipynb #9c9141a6
+# %% ../nbs/17_native_low_bit.ipynb #935c7fcc
 @njit
 def split_group(a, m0, group, dst, mem):
     "Rows m0 to m0 + group, of which some may not exist, as tiles: 8 rows in one for each part, or 16 in two."
@@ -174,7 +174,7 @@ def split_group(a, m0, group, dst, mem):
         for p in range(a[PARTS]):
             for i in range(2): transpose(wide + 16*i*width + 64*p, width, dst + 2048*p + 1024*i)
 
-# %% ../nbs/17_native_low_bit.ipynb #ed3c96a7
+# %% ../nbs/17_native_low_bit.ipynb #ed41c59a
 @njit
 def starts(a, x, tiles, dst, mem):
     "What the sums of each window begin with: 16 numbers for each of `tiles` tiles a part."
@@ -191,7 +191,7 @@ def starts(a, x, tiles, dst, mem):
                 store_tile(0, mem, 64); store_tile(1, mem + 1024, 64)
                 for j in range(16): as_u32(dst + 64*(tiles*part[WINDOW] + i))[j] = sums[j] + sums[256 + j]
 
-# %% ../nbs/17_native_low_bit.ipynb #3aa43e23
+# %% ../nbs/17_native_low_bit.ipynb #1ffe9f4d
 @njit
 def float_bias(a, i): # by the one who takes the first group of rows
     if i == 0 and a[BIAS_AT]: load_floats(a[BIAS_AT], a[BIAS_KIND], a[OUT], a[BIAS])
@@ -205,7 +205,7 @@ def prepare(a, m0, group, mem):
     split_group(a, m0, group, dst, mem)
     starts(a, dst, tiles, dst + 1024*tiles*a[PARTS], mem)
 
-# %% ../nbs/17_native_low_bit.ipynb #b8d280a0
+# %% ../nbs/17_native_low_bit.ipynb #904f7532
 def fused(b, x, y, z): return b.fadd(b.fmul(x, y, flags=("contract",)), z, flags=("contract",)) # x*y + z, rounded once if the processor can
 def splat(b, v): # 16 times the same number
     undef = ir.Constant(ir.VectorType(v.type, 16), ir.Undefined)
@@ -219,7 +219,7 @@ def over_columns(b, at, slots, kind):
         v = b.bitcast(b.shl(b.zext(v, wide), ir.Constant(wide, [16]*slots)), ir.VectorType(f32, slots))
     return b.shuffle_vector(v, v, ir.Constant(i32x16, [c % 8*slots//8 for c in range(16)]))
 
-# %% ../nbs/17_native_low_bit.ipynb #5c02b95e
+# %% ../nbs/17_native_low_bit.ipynb #a90ba809
 def each(b, value, options):
     "Instructions for each option, of which those run whose option is `value`."
     for o in options:
@@ -240,7 +240,7 @@ def scale_sums(b, sums, scales, stride, acc, kind, slots):
 def scale_start(b, start, zeros, acc, slots): # what the zero points take away
     for n in each(b, slots, (1, 2, 4, 8)): add_scaled(b, start, 0, zeros, i64(32), acc, n, FLOAT32)
 
-# %% ../nbs/17_native_low_bit.ipynb #6fd6056e
+# %% ../nbs/17_native_low_bit.ipynb #81421661
 as_u8 = pointer(types.uint8, i8)
 
 @njit
@@ -258,7 +258,7 @@ def zero_of(a, n, g):
     if at % 8 + bits > 8: v |= np.int64(z[1]) << (8 - at % 8)
     return (v & ((1 << bits) - 1)) - (1 << (bits - 1))
 
-# %% ../nbs/17_native_low_bit.ipynb #5c9bd551
+# %% ../nbs/17_native_low_bit.ipynb #7a6770ca
 @njit
 def subtract_zeros(a, n, g, start, acc, mem):
     z = as_f32(mem)
@@ -273,7 +273,7 @@ def add_window(a, n, g, sums, start, acc, mem):
     scale_sums(sums, a[SCALE_AT] + (n*a[GROUPS] + g)*size, a[GROUPS]*size, acc, a[SCALE_KIND], a[SLOTS])
     if a[ZEROS]: subtract_zeros(a, n, g, start, acc, mem)
 
-# %% ../nbs/17_native_low_bit.ipynb #6ff88b2f
+# %% ../nbs/17_native_low_bit.ipynb #c18b422a
 PAD, SUMS, ACC, ZERO_SCALES, HELD, JOINED, SCRATCH = 32768, 40960, 49152, 53248, 55296, 55424, 57600 # places in the scratch, after 4 x 8 KB for unpacked blocks
 
 @njit
@@ -294,10 +294,10 @@ def unpack_block(a, block, n, rows, ahead, dst, pad):
     "A block of rows n to n + rows."
     if a[WIDE] and block == a[BLOCKS] - 1:
         pad_rest(a, n, rows, pad)
-        call(a[UNPACK], pad, 512, rows, 0, dst)
+        call(a[UNPACK], pad, 512, rows, ahead, dst)
     else: call(a[UNPACK], a[CODES] + n*a[LINE] + block*8*a[BITS]*a[LANES], a[LINE], rows, ahead, dst)
 
-# %% ../nbs/17_native_low_bit.ipynb #e4d3a41d
+# %% ../nbs/17_native_low_bit.ipynb #61bf78ce
 WINDOW_OF, START_OF, SUMS_OF = range(3) # of the sums that wait
 
 @njit
@@ -326,7 +326,7 @@ def multiply_parts(a, p0, p1, n, c, w, mem):
         load_tile(4, a[DIGITS] + 1024*p, 64); load_tile(6, w + 1024*part[LANE], 64); multiply_codes(c, 6, 4)
         if part[FLAGS] & 2: end_window(a, n, c, part, begin, mem)
 
-# %% ../nbs/17_native_low_bit.ipynb #2968d3fd
+# %% ../nbs/17_native_low_bit.ipynb #16997d95
 @njit(inline="always")
 def multiply_pair(a, p, n, c, w, mem):
     "The same where a block is two whole lanes, whose activations are in tiles 4 and 5."
@@ -342,11 +342,12 @@ def step(a, block, n, later, ahead, c, mem):
     p0, p1, w = as_i64(a[FIRST_AT])[block], as_i64(a[FIRST_AT])[block + 1], mem + 1024*a[LANES]*c
     if a[PAIRS]: multiply_pair(a, p0, n, c, w, mem)
     else: multiply_parts(a, p0, p1, n, c, w, mem)
+    ahead += 128*a[BITS]*a[LANES]*(4*block + c) # memory is asked for in its own order, whatever order it is read in
     block += 1
     if block == a[BLOCKS]: block, n = 0, later
     if n < a[OUT]: unpack_block(a, block, tile_row(a, n, c), 16, ahead, w, mem + PAD)
 
-# %% ../nbs/17_native_low_bit.ipynb #3f19f0d5
+# %% ../nbs/17_native_low_bit.ipynb #5c93e35b
 @njit
 def few_rows(a, n, later, ahead, mem):
     "64 channels from n of up to 8 rows, in float32."
@@ -359,7 +360,7 @@ def few_rows(a, n, later, ahead, mem):
         step(a, block, n, later, ahead, 2, mem); step(a, block, n, later, ahead, 3, mem)
     for c in range(4): add_held(a, n, c, mem)
 
-# %% ../nbs/17_native_low_bit.ipynb #c280e106
+# %% ../nbs/17_native_low_bit.ipynb #3fbd5e58
 def floats(b, rows): return [b.bitcast(r, f32x16) for r in rows]
 def join_digits(b, hi, lo): return fused(b, hi, all16(f32, 256.), lo)
 
@@ -380,20 +381,20 @@ def finish_few(a, n, mem):
     for m in range(a[ROWS]):
         for c in range(4): finish_row(a, mem + JOINED + 64*m + 512*c, m, tile_row(a, n, c))
 
-# %% ../nbs/17_native_low_bit.ipynb #1c5fd8b1
+# %% ../nbs/17_native_low_bit.ipynb #11547346
 @njit
 def few_rows_everywhere(a, arguments, mem):
     "Take channels until there are none; those that come next are known one round before."
     n = take(arguments + 8*NEXT)*64
     if n < a[OUT]:
-        for c in range(4): unpack_block(a, 0, tile_row(a, n, c), 16, 0, mem + 1024*a[LANES]*c, mem + PAD)
+        for c in range(4): unpack_block(a, 0, tile_row(a, n, c), 16, a[CODES] + n*a[LINE], mem + 1024*a[LANES]*c, mem + PAD)
     while n < a[OUT]:
         later = take(arguments + 8*NEXT)*64
-        few_rows(a, n, later, (later - n)*a[LINE] if later < a[OUT] else 0, mem)
+        few_rows(a, n, later, a[CODES] + (later if later < a[OUT] else n)*a[LINE], mem)
         finish_few(a, n, mem)
         n = later
 
-# %% ../nbs/17_native_low_bit.ipynb #32753dd1
+# %% ../nbs/17_native_low_bit.ipynb #a40cc93c
 @emits(types.void, address, address, address)
 def join_tiles(b, hi, lo, dst):
     "256 hi + lo of two 16 x 16 tiles of float32, transposed."
@@ -422,7 +423,7 @@ def many_rows(a, n0, n1, x, w, width, mem):
             g = part[GROUP]; held = begin
     add_four(a, n0, n1, g, mem + SUMS + ((sums - mem - SUMS) ^ 4096), held, mem)
 
-# %% ../nbs/17_native_low_bit.ipynb #79358992
+# %% ../nbs/17_native_low_bit.ipynb #d20f6142
 @njit
 def finish_tile(a, i, n, src):
     "Rows 16 i to 16 i + 16 of the output, channels n to n + 16."
@@ -442,7 +443,7 @@ def many_rows_everywhere(a, arguments, groups, mem):
             finish_tile(a, i, n0, mem); finish_tile(a, i, n1, mem + 1024)
         n = take(arguments + 8*NEXT)*32
 
-# %% ../nbs/17_native_low_bit.ipynb #16f23a89
+# %% ../nbs/17_native_low_bit.ipynb #c94f8a28
 def all_digits(arguments):
     "What every thread does: share the rows, wait for each other, share the channels."
     a = as_i64(arguments)
@@ -463,7 +464,7 @@ def all_digits(arguments):
 
 by_digits = compiled(all_digits) if AMX else None
 
-# %% ../nbs/17_native_low_bit.ipynb #474b979a
+# %% ../nbs/17_native_low_bit.ipynb #3b1ed304
 def _ill_fitting(x, q):
     if x.dtype not in KIND: return f"activations are {x.dtype}"
     if q.dim != 0 or len(q.shape) != 2 or q.packing is None or q.packing.stride != STRIDE or not q.packing.signed: return "the weight is not packed as the layers' are"
@@ -478,7 +479,7 @@ def _tiles_ill_fitting(x, q):
     if K > 60000 or K//64 + K//(q.group_size or K) > 1900: return f"{K} columns in groups of {q.group_size} have more parts than the buffer can hold"
     return _ill_fitting(x, q)
 
-# %% ../nbs/17_native_low_bit.ipynb #1926a035
+# %% ../nbs/17_native_low_bit.ipynb #bb661aa8
 ones = lru_cache(64)(lambda n: torch.ones(n, device="cpu"))
 
 def arguments_of(q, far):
@@ -505,7 +506,7 @@ def launch_packed(f, x, q, bias, slots, rows, far=False, planned=None):
     FREE.append(digits)
     return y
 
-# %% ../nbs/17_native_low_bit.ipynb #4a07be3d
+# %% ../nbs/17_native_low_bit.ipynb #0e64bfb9
 HALVES_FROM = {b: 33 if b <= 5 else 129 for b in range(1, 9)} # rows from which bfloat16 tiles are faster
 
 def digits_fit(x: torch.Tensor, # activations (rows, in_features)
@@ -525,11 +526,11 @@ def packed_by_digits(x: torch.Tensor, # activations (rows, in_features)
     K = x.shape[1]
     group = q.group_size or K
     most = max(16, 2**22//(128*(K//64 + K//group + 12) + 8*(K//group + 1))//16*16)
-    return launch_packed(by_digits, x, q, bias, slots_for(len(x), K, group), 8 if len(x) <= 8 else most, q.codes.numel() > 3*2**19)
+    return launch_packed(by_digits, x, q, bias, slots_for(len(x), K, group), 8 if len(x) <= 8 else most, len(x) <= 8)
 
 register(Kernel("AMX tiles, packed", 10, digits_fit, packed_by_digits), PACKED_KERNELS)
 
-# %% ../nbs/17_native_low_bit.ipynb #f70922da
+# %% ../nbs/17_native_low_bit.ipynb #f596c2e5
 multiply_halves = emits(types.void, int, int, int)(lambda b, c, x, y: x86(b, "tdpbf16ps", i8(c), i8(x), i8(y)))
 i16x32 = ir.VectorType(i16, 32)
 
@@ -542,7 +543,7 @@ def make_table(b, s, o, dst):
     count = [ir.Constant(f32x16, [float(i + k) for k in range(16)]) for i in (0, 16)]
     store(b, side_by_side(b, *[times_scale(b, u, splat(b, s), splat(b, o)) for u in count]), dst)
 
-# %% ../nbs/17_native_low_bit.ipynb #cbeaf839
+# %% ../nbs/17_native_low_bit.ipynb #5866d204
 def even_and_odd(b, codes):
     v = load(b, codes, i16x32)
     return v, b.lshr(v, ir.Constant(i16x32, [8]*32))
@@ -561,7 +562,7 @@ def look_up(b, codes, table, c0, c1, dst):
     f = cgutils.get_or_insert_function(b.module, f, "llvm.x86.avx512.permvar.hi.512")
     store_some(b, [b.call(f, [t, v]) for v in even_and_odd(b, codes)], c0, c1, dst)
 
-# %% ../nbs/17_native_low_bit.ipynb #7b8b69b8
+# %% ../nbs/17_native_low_bit.ipynb #0dfc3eef
 @emits(types.void, *[address]*5)
 def compute(b, codes, grid, c0, c1, dst):
     "The same without a table, from scale and offset."
@@ -581,7 +582,7 @@ def grids(a, n, g, dst):
         if a[BITS] <= 5: make_table(s, o, dst + 64*r)
         else: as_f32(dst + 64*r)[0] = s; as_f32(dst + 64*r)[1] = o
 
-# %% ../nbs/17_native_low_bit.ipynb #f8f9e6a5
+# %% ../nbs/17_native_low_bit.ipynb #668c4b14
 @njit
 def halves_of_block(a, n, block, w, mem):
     "Tiles of bfloat16 of a block of channels n to n + 16, from its unpacked codes at mem."
@@ -601,7 +602,7 @@ def halves_of_rows(a, n, w, mem):
         unpack_block(a, block, n, 16, 0, mem, mem + PAD)
         halves_of_block(a, n, block, w, mem)
 
-# %% ../nbs/17_native_low_bit.ipynb #d410cc58
+# %% ../nbs/17_native_low_bit.ipynb #706612a8
 @emits(types.void, address, address, address)
 def arrange(b, src, stride, dst):
     "16 rows of 64 bfloat16, `stride` bytes apart, as two tiles: even columns, odd columns."
@@ -628,7 +629,7 @@ def arrange_rows(a, i, dst, pad):
     for r in range(16*i, 16*i + 16): as_f32(a[STEPS])[r] = 1 # finish_row multiplies by it
     float_bias(a, i)
 
-# %% ../nbs/17_native_low_bit.ipynb #5d0bd706
+# %% ../nbs/17_native_low_bit.ipynb #e2360729
 turn = emits(types.void, address)(lambda b, at: store_rows(b, transposed(b, load_rows(b, at)), at))
 
 @njit
@@ -644,7 +645,7 @@ def square(a, w, x0, x1, i, j, n0, n1, tiles, mem):
             turn(mem + 1024*c)
             finish_tile(a, j if c & 1 else i, n1 if c & 2 else n0, mem + 1024*c)
 
-# %% ../nbs/17_native_low_bit.ipynb #2f8d2a0b
+# %% ../nbs/17_native_low_bit.ipynb #c44929b8
 def all_halves(arguments):
     a = as_i64(arguments)
     groups, tiles = (a[ROWS] + 15)//16, 2*(as_i64(a[PARTS_AT] + PART*(a[PARTS] - 1))[TILE] + 1)
@@ -669,7 +670,7 @@ def all_halves(arguments):
 
 by_halves = compiled(all_halves) if AMX else None
 
-# %% ../nbs/17_native_low_bit.ipynb #25a44142
+# %% ../nbs/17_native_low_bit.ipynb #d1b23c7e
 def halves_fit(x: torch.Tensor, # activations (rows, in_features)
                q: QTensor, # packed weight (out_features, in_features)
               ) -> str|None: # None: it may be called
@@ -689,7 +690,7 @@ def packed_by_halves(x: torch.Tensor, # bfloat16 activations (rows, in_features)
 
 register(Kernel("AMX bfloat16 tiles, packed", 11, halves_fit, packed_by_halves), PACKED_KERNELS)
 
-# %% ../nbs/17_native_low_bit.ipynb #70510060
+# %% ../nbs/17_native_low_bit.ipynb #459d40e6
 VNNI = FEATURES.get("avx512vnni", False) and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 def add_products(b, t, u, s):
@@ -706,7 +707,7 @@ def dot_of_set(b, lanes, hi, lo):
 
 def one_number(b, at): return splat(b, b.load(b.inttoptr(at, f32.as_pointer()), align=4))
 
-# %% ../nbs/17_native_low_bit.ipynb #e831d3d9
+# %% ../nbs/17_native_low_bit.ipynb #ee21d9b8
 @emits(types.void, *[address]*8, int, int)
 def four_dots(b, w, line, x, sums, grid, width, blocks, acc, bits, size):
     "Four channels, `line` bytes apart, times one row: 16 partial sums each. `grid`: four rows of `width` scales, then four of what the sums of the activations are multiplied by."
@@ -731,7 +732,7 @@ def dotter(bits, size):
     def dots(w, line, x, sums, grid, width, blocks, acc): four_dots(w, line, x, sums, grid, width, blocks, acc, bits, size)
     return compiled(dots, 8)
 
-# %% ../nbs/17_native_low_bit.ipynb #e31eec5f
+# %% ../nbs/17_native_low_bit.ipynb #ece20d6d
 SET, WIDTH_OF, ROW_SIZE, DOTS, PER_GROUP = BLOCKS, WIDE, PARTS_AT, FIRST_AT, PARTS # in the places of the plan: lanes in a set, sets to a multiple of 16, bytes of a row of digits, function, sets in a group
 
 @njit
@@ -765,7 +766,7 @@ def grid_of_four(a, n, grid):
             for k in range(sets): t[k] -= s[k]*np.float32(zero_of(a, n + r, k//per))
         for k in range(sets, width): t[k] = 0
 
-# %% ../nbs/17_native_low_bit.ipynb #b0372157
+# %% ../nbs/17_native_low_bit.ipynb #9d39faab
 @emits(types.void, address, address)
 def add_columns(b, src, dst):
     "The sums of 16 rows of 16 floats."
@@ -807,7 +808,7 @@ def all_dots_of_bytes(arguments):
 
 by_dots = compiled(all_dots_of_bytes) if VNNI else None
 
-# %% ../nbs/17_native_low_bit.ipynb #2dffabd2
+# %% ../nbs/17_native_low_bit.ipynb #ec4d86d1
 def set_size(q): # lanes of a block that lie in one group, as many as can be; 0 if a lane may not
     K, lanes, g = q.shape[1], lanes_of(q.bits), q.group_size or q.shape[1]
     return 0 if K % (64*lanes) else next((n for n in (8, 4, 2, 1) if n <= lanes and g % (64*n) == 0), 0)
@@ -826,7 +827,7 @@ def dots_fit(x: torch.Tensor, # activations (rows, in_features)
     if K > 60000: return f"in_features is {K}, more than the buffer can hold"
     return _ill_fitting(x, q)
 
-# %% ../nbs/17_native_low_bit.ipynb #2375227c
+# %% ../nbs/17_native_low_bit.ipynb #8bcc6681
 def packed_by_dots(x: torch.Tensor, # activations (rows, in_features)
                    q: QTensor, # packed weight (out_features, in_features)
                    bias: torch.Tensor|None=None, # (out_features,)
@@ -842,7 +843,7 @@ def packed_by_dots(x: torch.Tensor, # activations (rows, in_features)
 
 register(Kernel("VNNI dot products, packed", 30, dots_fit, packed_by_dots), PACKED_KERNELS)
 
-# %% ../nbs/17_native_low_bit.ipynb #98d67bf2
+# %% ../nbs/17_native_low_bit.ipynb #6c24b74c
 @njit
 def float_row(a, n, w, mem):
     "Channel n as float32 numbers."
@@ -861,7 +862,7 @@ def float_dot(x, w, K):
     for k in range(K): t += u[k]*v[k]
     return t
 
-# %% ../nbs/17_native_low_bit.ipynb #f044a995
+# %% ../nbs/17_native_low_bit.ipynb #6cce6baf
 @njit
 def some_rows(a, n0, n1, rows, w, part, mem):
     "Channels n0 to n1 of the output."
@@ -885,7 +886,7 @@ def all_rows(arguments):
 
 by_rows = compiled(all_rows)
 
-# %% ../nbs/17_native_low_bit.ipynb #d59d3a2b
+# %% ../nbs/17_native_low_bit.ipynb #14b9caf4
 def rows_fit(x: torch.Tensor, # activations (rows, in_features)
              q: QTensor, # packed weight (out_features, in_features)
             ) -> str|None: # None: it may be called
@@ -903,7 +904,7 @@ def packed_by_rows(x: torch.Tensor, # activations (rows, in_features)
 
 register(Kernel("dot products, packed", 50, rows_fit, packed_by_rows), PACKED_KERNELS)
 
-# %% ../nbs/17_native_low_bit.ipynb #566dddbb
+# %% ../nbs/17_native_low_bit.ipynb #f9b81d22
 rint = emits(types.float32, types.float32)(lambda b, v: b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(f32, [f32]), "llvm.rint.f32"), [v]))
 
 @njit(fastmath={"reassoc", "contract", "nsz"})
