@@ -292,6 +292,7 @@ def test_the_weight_follows_keys_and_pointer(page):
     assert value() == 5
     for key, want in (("ArrowRight", 5.08), ("ArrowUp", 5.16), ("Shift+ArrowLeft", 5.15), ("PageDown", 4.35), ("Home", -8), ("ArrowLeft", -8), ("End", 8)):
         page.keyboard.press(key); assert value() == pytest.approx(want)
+    settle(page)
     assert handle.get_attribute("aria-valuetext").startswith("8, code 7")
     box = handle.bounding_box(); y = box["y"] + box["height"] / 2
     at = lambda v: box["x"] + 13 + (v + 8) / 16 * (box["width"] - 26)

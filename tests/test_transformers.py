@@ -1,5 +1,6 @@
 "transformers' own from_pretrained, on twelve architectures: quantized while loading, saved, opened again, made float again. Bit for bit."
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,15 @@ def build(name):
     with torch.no_grad():
         for p in model.parameters(): p.add_(.02 * torch.randn_like(p))
     return model
+
+
+@pytest.fixture
+def said(caplog):
+    "What transformers logs. (Of itself it lets its records through to the root logger only where `CI` is set.)"
+    hf_logging, before = transformers.utils.logging, logging.getLogger("transformers").propagate
+    hf_logging.enable_propagation()
+    with caplog.at_level("WARNING"): yield caplog
+    logging.getLogger("transformers").propagate = before
 
 
 @torch.no_grad()
@@ -180,11 +190,11 @@ def same_ties(a, b):
 
 
 @pytest.mark.parametrize("name, scheme, embeddings", LOW, ids=str)
-def test_low_bits_there_and_back(name, scheme, embeddings, tmp_path, caplog):
+def test_low_bits_there_and_back(name, scheme, embeddings, tmp_path, said):
     model = build(name)
     model.save_pretrained(tmp_path / "float")
     opened = lambda folder, **kw: type(model).from_pretrained(tmp_path / folder, **kw)
-    with caplog.at_level("WARNING"): loaded = opened("float", quantization_config=TinyqConfig(scheme, embeddings=embeddings))
+    loaded = opened("float", quantization_config=TinyqConfig(scheme, embeddings=embeddings))
     late = (quantizer := Quantizer(opened("float"))).quantize(scheme, embeddings=embeddings)
     want = logits(late)
     assert torch.equal(logits(loaded), want) and same_bits(loaded, late) and same_ties(loaded, late) and quantized_paths(loaded) == quantized_paths(late) != []
@@ -193,10 +203,10 @@ def test_low_bits_there_and_back(name, scheme, embeddings, tmp_path, caplog):
     loaded.save_pretrained(tmp_path / "theirs")
     save_quantized(late, tmp_path / "ours")
     for folder in ("theirs", "ours", "late"):
-        with caplog.at_level("WARNING"): again = opened(folder)
+        again = opened(folder)
         for m in (again, load(tmp_path / folder)[0]): assert torch.equal(logits(m), want) and same_bits(m, late) and same_ties(m, late), folder
         assert load_file(tmp_path / folder / "model.safetensors").keys() == load_file(tmp_path / "ours" / "model.safetensors").keys()
-    assert "MISSING" not in caplog.text and "UNEXPECTED" not in caplog.text
+    assert "MISSING" not in said.text and "UNEXPECTED" not in said.text
     back = opened("theirs").dequantize()
     assert same_bits(back, quantizer.dequantize()) and same_ties(back, late) and same_ties(back.tie_weights() or back, model) and [type(m) for m in back.modules()] == [type(m) for m in model.modules()]
     assert torch.equal(logits(opened(saved(back, tmp_path / "back"))), logits(back))
@@ -291,13 +301,13 @@ def changed(source, target, change):
 KEY = "model.layers.0.mlp.down_proj"
 
 
-def test_weights_that_cannot_be_quantized(folders, tmp_path, caplog):
+def test_weights_that_cannot_be_quantized(folders, tmp_path, said):
     def nan(t): t[f"{KEY}.weight"][2, 3] = torch.nan
     def shape(t): t[f"{KEY}.weight"] = t[f"{KEY}.weight"][:, :-1].contiguous()
     for change, why in [(nan, "at [2, 3]"), (shape, "this layer takes (32, 64)")]:
         with pytest.raises(RuntimeError, match="report"):
             AutoModelForCausalLM.from_pretrained(changed(folders / "float", tmp_path / change.__name__, change), quantization_config=TinyqConfig())
-        assert why in caplog.text and KEY in caplog.text
+        assert why in said.text and KEY in said.text
 
 
 @pytest.mark.parametrize("name, change", [
