@@ -1,4 +1,5 @@
 "Everything that setuptools needs is in settings.ini."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,11 +10,19 @@ ini = ConfigParser(delimiters=["="])
 ini.read(here / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 
+
+def readme():
+    "README.md, whose links lead somewhere also where there is no repository around it."
+    text, at = (here / "README.md").read_text(encoding="utf-8"), f"{cfg['git_url']}/{{}}/{cfg['branch']}/"
+    text = re.sub(r"(!\[[^]]*\]\()(?![a-z]+:|#)", r"\1" + at.format("raw"), text)
+    return re.sub(r"((?<!!)\[[^]]*\]\()(?![a-z]+:|#)", r"\1" + at.format("blob"), text)
+
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],
@@ -34,7 +43,7 @@ setup(
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("fast", "dev", "bench")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("fast", "chapters", "dev", "bench")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -1,10 +1,12 @@
 """The compiled kernels for packed weights are right for every number of bits, every group, every length, and read no byte that isn't theirs.
 
 Run as a program (`python test_native_low_bit.py fence`), it does the check that needs a process of its own."""
+import copy
 import os
+import pickle
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 
 import pytest
@@ -13,7 +15,8 @@ import torch
 pytest.importorskip("numba")
 from tinyq import native_low_bit as nl
 from tinyq.low_bit import PACKED_KERNELS, packed_in_blocks
-from tinyq.packing import Packing
+from tinyq.kernels import Table
+from tinyq.packing import Packing, pack, unpack
 from tinyq.per_group import QTensor
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
@@ -172,6 +175,45 @@ def test_views_and_strides():
     for name in KERNELS: hold(name, x, q, torch.zeros(80)[::2])
 
 
+def test_what_is_remembered_follows_the_memory():
+    for kernel, fits in [(k.run, k.why_not) for k in KERNELS.values()]:
+        q, x = weight(48, 256, 4, 64), inputs(2, 256, torch.float32)
+        if fits(x, q): continue
+        first = kernel(x, q, None)
+        at = q.codes.data_ptr()
+        q.codes.data = q.codes.bitwise_not()
+        assert q.codes.data_ptr() != at and torch.equal(kernel(x, q, None), kernel(x, replace(q), None)) and not torch.equal(kernel(x, q, None), first)
+        with torch.no_grad(): q.scale.mul_(2) # in place: read anew at each call
+        assert torch.equal(kernel(x, q, None), kernel(x, replace(q), None))
+        for copied in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+            assert vars(copied).keys() == {f.name for f in fields(q)} and torch.equal(kernel(x, copied, None), kernel(x, q, None))
+        assert "memory of the CPU" in fits(x, replace(q, codes=q.codes.to("meta")))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_many_codes_are_packed_and_unpacked_in_one_pass(bits, monkeypatch):
+    served, table = [], Table()
+    def spy(f): return lambda *args: served.append(f(*args)) or served[-1]
+    table.append((spy(nl.pack_blocks), spy(nl.unpack_blocks)))
+    def by(codecs, f, *args):
+        monkeypatch.setattr("tinyq.packing.CODECS", codecs)
+        return f(*args)
+    for signed, (n, k) in product((True, False), ((2200, 1000), (2100, 512), (2, 1 << 19))):
+        codes = (weight(n, k, bits, None).int_codes() + (0 if signed else 2**(bits - 1))).to(torch.int8 if signed else torch.uint8)
+        packed = by(Table(), pack, codes, bits, signed, 64)
+        wide = lambda t: torch.cat([t, t], 1)[:, :t.shape[1]] # rows further apart than they are long
+        for c in (codes, wide(codes)): assert torch.equal(by(table, pack, c, bits, signed, 64), packed)
+        for p in (packed, wide(packed)): assert torch.equal(by(table, unpack, p, bits, k, signed, 64), codes)
+        assert served.count(True) >= 4; served.clear() # the rest of a row is too small, or too narrow
+        assert torch.equal(by(table, unpack, by(table, pack, codes, bits, signed, 16), bits, k, signed, 16), codes) and not any(served) # another layout
+        served.clear()
+        if bits == 8: continue
+        for bad in (2**(bits - 1), -2**(bits - 1) - 1) if signed else (2**bits, 255):
+            wrong = codes.clone(); wrong[n - 1, 70] = bad
+            with pytest.raises(ValueError, match=rf"code {bad} at \[{n - 1}, 70\] does not fit"): by(table, pack, wrong, bits, signed, 64)
+        assert not any(served); served.clear()
+
+
 def test_the_order_of_the_table():
     q = weight(64, 256)
     def first(rows, dtype): return next(k.name for k in PACKED_KERNELS.complete() if k.why_not(torch.zeros(rows, 256, dtype=dtype), q) is None)
@@ -211,6 +253,11 @@ def fence():
             p = replace(q, codes=f(q.codes), scale=f(q.scale), zero_point=f(q.zero_point))
             x, bias = fenced(inputs(rows, k, dtype), at_end), fenced(torch.zeros(n), at_end)
             held += sum(hold(name, x, p, bias) for name in KERNELS)
+            if k // 64 // nl.lanes_of(bits):
+                blocks = p.codes[:, :k // 64 // nl.lanes_of(bits) * 64 * nl.lines_of(bits)].unflatten(1, (-1, nl.lines_of(bits), 64))
+                out, again = f(torch.empty(n, blocks.shape[1], nl.lanes_of(bits), 64, dtype=torch.int8)), f(torch.empty_like(blocks))
+                assert nl.unpack_blocks(blocks, bits, True, out) and torch.equal(out.flatten(1), p.int_codes()[:, :out[0].numel()])
+                assert nl.pack_blocks(out, bits, again) and torch.equal(again, blocks)
     print(held)
 
 

@@ -2,6 +2,8 @@
 import ast
 import json
 import re
+import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,6 @@ def test_imports_stand_in_cells_of_their_own(path):
     "The docs are made by running the cells with imports; other code in them would run without what it needs."
     for cell in cells(path):
         code = "\n".join(line for line in source(cell).splitlines() if not line.startswith(("%", "!")))
-        if "nbdev_export" in code: continue
         assert {isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body} != {True, False}, code
 
 
@@ -49,6 +50,21 @@ def test_a_chapter_has_title_promise_recap_exercises_and_solutions(path):
     assert f"](solutions/{path.name})" in whole and (NBS / "solutions" / path.name).exists()
     assert f"colab.research.google.com/github/tinyq/tinyq/blob/main/nbs/{path.name}" in whole
     assert "<details>" in whole, "hints"
+
+
+COMES_WITH = {"numpy": "matplotlib", "PIL": "matplotlib", "llvmlite": "numba", "IPython": "ipywidgets"}
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_imports_nothing_but_what_it_says_to_install(path):
+    ini = ConfigParser(delimiters=["="])
+    ini.read(NBS.parent / "settings.ini", encoding="utf-8")
+    there = {re.match(r"[\w-]+", r)[0] for kind in ("", "chapters_") for r in ini["DEFAULT"][f"{kind}requirements"].split()} | {"tinyq"} | sys.stdlib_module_names
+    assert any("%pip install 'tinyq[chapters]'" in source(c) for c in cells(path, "markdown"))
+    for cell in cells(path):
+        code = "\n".join(line for line in source(cell).splitlines() if not line.lstrip().startswith(("%", "!")))
+        for node in ast.parse(code).body: # what a function imports, it can do without, or says so
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            for name in (n.split(".")[0] for n in names): assert COMES_WITH.get(name, name) in there, name
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)

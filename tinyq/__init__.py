@@ -20,9 +20,10 @@ from tinyq.low_bit import *
 from tinyq.mixed import *
 from tinyq.registration import when_imported
 
-if find_spec("numba"): # compiled kernels, imported when the first product, or a search for scales, asks for one
+if find_spec("numba"): # compiled kernels, imported when the first product, many packed codes or a search for scales ask for one
     kernels.KERNELS.providers.append("tinyq.native")
     low_bit.PACKED_KERNELS.providers.append("tinyq.native_low_bit")
+    packing.CODECS.providers.append("tinyq.native_low_bit")
     solvers.MEASURE_MODULES.append("tinyq.native_low_bit")
 when_imported("transformers.quantizers.auto", lambda: import_module("tinyq.integration")) # from then on, from_pretrained knows tinyq
 

@@ -7,13 +7,13 @@ __all__ = ['FLAGS', 'PEERS', 'LABELS', 'WEIGHT_ONLY', 'SHAPES', 'ROWS', 'SCHEMES
            'COLORS', 'calls_needed', 'time_in_turn', 'spread', 'ratios', 'geometric_mean', 'mean_spread', 'machine',
            'read_bandwidth', 'bandwidths', 'torch_threads', 'ListingLinear', 'check_peers', 'short_error', 'attempt',
            'Forms', 'own_name', 'candidates', 'relative_error', 'error_limit', 'timed', 'parse_shape', 'scheme_dtype',
-           'bench_layers', 'over_shapes', 'speed_table', 'bench_packing', 'build_preset', 'untie_head', 'swap_linears',
-           'decoding_seconds', 'streamed_bytes', 'bench_decode', 'bench', 'save_bench', 'load_bench', 'draw',
-           'plot_speedup', 'plot_heat', 'reading', 'plot_reading', 'plot_roofline', 'plot_decode', 'plot_bench',
+           'bench_layers', 'over_shapes', 'speed_table', 'keep_memory', 'bench_packing', 'build_preset', 'untie_head',
+           'swap_linears', 'decoding_seconds', 'streamed_bytes', 'bench_decode', 'bench', 'save_bench', 'load_bench',
+           'draw', 'plot_speedup', 'plot_heat', 'reading', 'plot_reading', 'plot_roofline', 'plot_decode', 'plot_bench',
            'save_plot']
 
 # %% ../nbs/89_bench.ipynb #6d97a7b1
-import contextlib, copy, importlib.metadata, io, json, logging, math, os, platform, re, statistics, time, warnings
+import contextlib, copy, ctypes, importlib.metadata, io, json, logging, math, os, platform, re, statistics, time, warnings
 from pathlib import Path
 from typing import Callable, Iterable
 import PIL.Image, torch, torch.nn.functional as F
@@ -400,12 +400,19 @@ def speed_table(cells: list[dict]) -> dict[str, dict[int, dict]]: # label -> row
     return {label: over_shapes(cells, *which) for label, which in TABLE.items() if any(c["scheme"] == which[0] for c in cells)}
 
 # %% ../nbs/89_bench.ipynb #74474ada
+def keep_memory():
+    "Ask the C library to keep what is freed: glibc; elsewhere nothing happens."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return
+    for setting in ((-3, 2**25), (-1, 2**30)): mallopt(*setting) # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+
 def bench_packing(bits: Iterable[int]=range(1, 9), # of the codes
                   shape: tuple[int, int]=(4096, 4096), # of the codes
                   rounds: int=7, # timings of each
                   at_least: float=.005, # seconds a timing takes
                  ) -> list[dict]: # for each number of bits "seconds" (of "copy", "pack" and "unpack"), and "pack" and "unpack" as fractions of a copy
     "How fast codes are packed as tinyq's layers hold them, and unpacked: what part of a copy's speed."
+    keep_memory()
     results = []
     for b in bits:
         codes = torch.randint(-2**(b - 1), 2**(b - 1), shape, dtype=torch.int8, generator=torch.Generator().manual_seed(b))

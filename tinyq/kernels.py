@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['KERNELS', 'TABLES', 'per_row', 'check_linear', 'dequantized_linear', 'Kernel', 'Table', 'register',
-           'linear_in_blocks', 'int8pack_fits', 'two_planes', 'linear_by_planes', 'linear_scale_after', 'reads_memory',
-           'only', 'choose', 'explain', 'kernel_table', 'quantized_linear', 'w8_a32_forward', 'w8_a16_forward']
+           'linear_in_blocks', 'int8pack_fits', 'two_planes', 'linear_by_planes', 'linear_scale_after', 'autocasts',
+           'reads_memory', 'only', 'choose', 'explain', 'kernel_table', 'quantized_linear', 'w8_a32_forward',
+           'w8_a16_forward']
 
 # %% ../nbs/06_kernels.ipynb #a2351066
 import importlib
@@ -16,7 +17,10 @@ from functools import lru_cache
 from typing import Callable
 import torch
 import torch.nn.functional as F
+from torch import is_autocast_enabled, is_grad_enabled
+from torch._C import _is_tracing, _len_torch_dispatch_stack # by name: what is looked up at each call, and found cold, takes microseconds
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from .affine import dequantize_affine
 
 # %% ../nbs/06_kernels.ipynb #fba3315f
@@ -31,14 +35,16 @@ def per_row(value: torch.Tensor|float, # one number, or one for each row, in any
     return value.reshape(-1, 1)
 
 # %% ../nbs/06_kernels.ipynb #50a1c6fb
+_FLOATS, _BYTES = (torch.bfloat16, torch.float32, torch.float16, torch.float64), (torch.int8, torch.uint8)
+
 def check_linear(x: torch.Tensor, # activations (..., in_features)
                  codes: torch.Tensor, # int8 or uint8 codes (out_features, in_features)
                  bias: torch.Tensor|None=None, # out_features numbers
                 ):
     "Raise `TypeError` or `ValueError` unless activations, codes and bias fit each other."
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+    if x.dtype not in _FLOATS:
         raise TypeError(f"activations have dtype {x.dtype}; expected float32, bfloat16, float16 or float64")
-    if codes.dtype not in (torch.int8, torch.uint8): raise TypeError(f"weights have dtype {codes.dtype}; expected int8 or uint8 codes")
+    if codes.dtype not in _BYTES: raise TypeError(f"weights have dtype {codes.dtype}; expected int8 or uint8 codes")
     if codes.dim() != 2 or x.dim() == 0 or x.shape[-1] != codes.shape[1]:
         raise ValueError(f"activations of shape {tuple(x.shape)} don't fit weights of shape {tuple(codes.shape)} (out_features, in_features)")
     if bias is not None and bias.numel() != len(codes):
@@ -63,7 +69,7 @@ class Kernel:
     run: Callable[..., torch.Tensor] # (x, codes, scales, bias) -> (rows, out_features), the dtype of `x`
 
 class Table(list):
-    "Kernels by rank. `providers` are modules that register more when they are imported, which is put off until one is needed."
+    "Kernels, or functions like them, in the order in which they are asked. `providers` are modules that register more when they are imported, which is put off until one is needed."
     def __init__(self): self.providers: list[str] = []
     def complete(self) -> "Table":
         while self.providers: importlib.import_module(self.providers.pop(0))
@@ -178,15 +184,20 @@ def linear_scale_after(x: torch.Tensor, # (rows, in_features)
 
 register(Kernel("scale after", 50, lambda x, codes, scales: None if x.dtype == torch.bfloat16 and len(codes) else "for bfloat16", linear_scale_after))
 
-# %% ../nbs/06_kernels.ipynb #d1b04a60
+# %% ../nbs/06_kernels.ipynb #7c2d60ad
+def autocasts(x: torch.Tensor) -> bool:
+    "Whether autocast is on where `x` is. (Asking for the name of its device costs more than asking whether it is the CPU.)"
+    if x.is_cpu: return is_autocast_enabled("cpu")
+    return not x.is_meta and is_autocast_enabled(x.device.type)
+
+_PLAIN = torch.Tensor, torch.nn.Parameter
+
 def reads_memory(*tensors: torch.Tensor|None) -> bool:
     "Whether a kernel may read these itself: plain CPU tensors that nobody traces, and of which no gradient is wanted."
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack(): return False
-    if forward_ad._current_level >= 0: return False
-    plain, grad = (torch.Tensor, torch.nn.Parameter), torch.is_grad_enabled()
+    if is_compiling() or _is_tracing() or _len_torch_dispatch_stack() or forward_ad._current_level >= 0: return False
     try:
         for t in tensors: # a loop: `all` takes half as long again, at each call of each layer
-            if t is not None and not (t.is_cpu and type(t) in plain and not (grad and t.requires_grad) and (t.data_ptr() or t.numel() == 0)): return False
+            if t is not None and not (t.is_cpu and type(t) in _PLAIN and not (t.requires_grad and is_grad_enabled()) and (t.data_ptr() or t.numel() == 0)): return False
     except RuntimeError: return False # inside vmap and its like
     return True
 
@@ -238,8 +249,9 @@ def quantized_linear(x: torch.Tensor, # activations (..., in_features)
                      bias: torch.Tensor|None=None, # (out_features,)
                     ) -> torch.Tensor: # (..., out_features), the dtype of `x`
     "`x @ (codes * scales).T + bias` by the kernel that suits; under autocast in its dtype, as `nn.Linear` does."
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64: x = x.to(torch.get_autocast_dtype(x.device.type))
+    if autocasts(x) and x.dtype != torch.float64: x = x.to(torch.get_autocast_dtype(x.device.type))
     if not reads_memory(x, codes, scales, bias): return dequantized_linear(x, codes, scales, bias)
+    if x.dim() == 2: return choose(x, codes, scales).run(x, codes, scales, bias) # nothing to rearrange: a decoder's few microseconds
     rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     return choose(rows, codes, scales).run(rows, codes, scales, bias).reshape(*x.shape[:-1], len(codes))
 
@@ -269,4 +281,4 @@ def w8_a16_forward(weights: torch.Tensor, # int8 codes (out_features, in_feature
 
     `with only():` keeps to floats. Raises `TypeError` or `ValueError`, naming what doesn't fit."""
     check_linear(inputs, weights, bias)
-    return quantized_linear(inputs, weights, per_row(scales, len(weights)), None if bias is None else bias.flatten())
+    return quantized_linear(inputs, weights, per_row(scales, len(weights)), bias if bias is None or bias.dim() == 1 else bias.flatten())

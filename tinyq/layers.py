@@ -8,7 +8,7 @@ __all__ = ['linear_parts', 'weight_parts', 'QuantizedLayer', 'QuantizedLinear', 
 # %% ../nbs/07_layers.ipynb #19396a39
 import torch
 from torch import nn
-from .kernels import w8_a16_forward, w8_a32_forward
+from .kernels import autocasts, w8_a16_forward, w8_a32_forward
 from .per_group import QTensor, Scheme, quantize_tensor
 
 # %% ../nbs/07_layers.ipynb #b6b21d2e
@@ -228,23 +228,17 @@ class QuantizedLinear(QuantizedLayer):
         with torch.autocast(input.device.type, enabled=False):
             return self.forward(input if self.scheme.act_bits == 32 else input.to(dtype)).to(dtype)
 
-# %% ../nbs/07_layers.ipynb #9887deb2
-def _autocasts(x):
-    "Whether autocast is on where `x` is. (Asking for the name of its device costs more than asking whether it is the CPU.)"
-    if x.is_cpu: return torch.is_autocast_enabled("cpu")
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
-
 # %% ../nbs/07_layers.ipynb #0c849080
 class W8A32LinearLayer(QuantizedLinear):
     "8-bit weights; activations are taken as float32, and the result is cast back to their dtype."
     scheme = Scheme.parse("w8a32")
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if _autocasts(input): return self._under_autocast(input)
+        if autocasts(input): return self._under_autocast(input)
         return w8_a32_forward(input, self._parameters["weight"], self._buffers["scales"], 0, self._bias())
 
 class W8A16LinearLayer(QuantizedLinear):
     "8-bit weights; the result is rounded no more than a product in the dtype of the activations would be."
     scheme = Scheme.parse("w8a16")
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if _autocasts(input): return self._under_autocast(input)
+        if autocasts(input): return self._under_autocast(input)
         return w8_a16_forward(self._parameters["weight"], input, self._buffers["scales"], self._bias())

@@ -116,7 +116,7 @@ take = emits(types.int64, address)(lambda b, counter: b.atomic_rmw("add", b.intt
 look = emits(types.int64, address)(lambda b, counter: b.load_atomic(b.inttoptr(counter, i64.as_pointer()), "acquire", 8))
 
 # places in the array of arguments
-ROWS, OUT, IN, KIND_OF, X, CODES, SCALES, BIAS, Y, DIGITS, STEPS, SHAPES, NEXT, SPLIT, DONE = range(15)
+ROWS, OUT, IN, KIND_OF, X, CODES, SCALES, BIAS, Y, DIGITS, STEPS, SHAPES, NEXT, SPLIT, DONE, BIAS_AT, BIAS_KIND = range(17)
 
 # %% ../nbs/14_native.ipynb #67aac2f4
 CHANNELS = 64 # that a thread takes at a time
@@ -146,10 +146,11 @@ def all_dots(arguments):
         n = take(arguments + 8*NEXT)*CHANNELS
 
 # %% ../nbs/14_native.ipynb #2c2cb9de
-def compiled(f):
-    "`f(address)` as a C function; that of a module is kept on disk, where there is a place for it."
-    try: return cfunc(types.void(types.int64), cache="__file__" in globals())(f)
-    except RuntimeError: return cfunc(types.void(types.int64))(f)
+def compiled(f, takes=1):
+    "`f(address, ...)` as a C function; that of a module is kept on disk, where there is a place for it."
+    signature = types.void(*[types.int64]*takes)
+    try: return cfunc(signature, cache="__file__" in f.__globals__)(f)
+    except RuntimeError: return cfunc(signature)(f)
 
 dots = compiled(all_dots)
 
@@ -165,7 +166,9 @@ POOL = torch_pool()
 
 def launch(f, work, *numbers):
     "Call a compiled function with the address of its arguments; on all of torch's threads if `work` multiplications pay for that."
-    a = array("q", numbers)
+    dispatch(f, work, array("q", numbers))
+
+def dispatch(f, work, a): # the arguments, as an array
     at = a.buffer_info()[0]
     if POOL is None or work < 2**19 or (threads := torch.get_num_threads()) == 1: f.ctypes(at)
     else: POOL(f.address, at, threads, 0)
@@ -182,7 +185,7 @@ def float_vector(t, n): # n float32 numbers side by side: of t, or of the one nu
 def _ill_fitting(x, codes):
     if x.dtype not in KIND: return f"activations are {x.dtype}"
     if codes.dtype != torch.int8 or not codes.is_contiguous(): return "codes are not int8 without gaps"
-    if not (x.numel() and codes.numel()): return "nothing to multiply"
+    if not (x.shape[0] and codes.numel()): return "nothing to multiply"
 
 def rows_fit(x: torch.Tensor, # activations (rows, in_features)
              codes: torch.Tensor, # int8 (out_features, in_features)
@@ -201,7 +204,7 @@ def linear_by_rows(x: torch.Tensor, # (rows, in_features)
     Only after `rows_fit` gave None: it reads memory without looking."""
     (M, K), N = x.shape, codes.shape[0]
     x, s, b, y = x.contiguous(), float_vector(scales, N), float_vector(bias, N), x.new_empty(M, N)
-    launch(dots, M*N*K, M, N, K, KIND[x.dtype], x.data_ptr(), codes.data_ptr(), s.data_ptr(), b.data_ptr(), y.data_ptr(), 0, 0, 0, 0, 0, 0)
+    launch(dots, M*N*K, M, N, K, KIND[x.dtype], x.data_ptr(), codes.data_ptr(), s.data_ptr(), b.data_ptr(), y.data_ptr(), *[0]*8)
     return y
 
 register(Kernel("dot products", 30, rows_fit, linear_by_rows))
@@ -290,6 +293,10 @@ def load_padded(src, kind, K, dst):
     return whole + gap + rest
 
 # %% ../nbs/14_native.ipynb #aa4aad2e
+@njit
+def float_bias(a, i): # by the one who takes the first group of rows
+    if i == 0 and a[BIAS_AT]: load_floats(a[BIAS_AT], a[BIAS_KIND], a[OUT], a[BIAS])
+
 @njit
 def split_rows(a, m0, group, scratch):
     "Rows m0 to m0 + group, of which some may not exist, as tiles."
@@ -389,6 +396,7 @@ def all_tiles(arguments):
     mine = (scratch.ctypes.data + 63)//64*64
     i = take(arguments + 8*SPLIT)
     while i < groups:
+        float_bias(a, i)
         split_rows(a, i*group, group, mine)
         take(arguments + 8*DONE)
         i = take(arguments + 8*SPLIT)
@@ -423,6 +431,11 @@ def buffer():
     except IndexError: BUFFERS.append(new := np.empty(7*2**20, np.uint8))
     return (new.ctypes.data + 2**21 - 1)//2**21*2**21
 
+def bias_of(b, n, room):
+    "Where n float32 numbers will be: those of `b`, which the kernel converts if they lie side by side. And from where, and their kind."
+    if b is None or b.dtype == torch.float32 or not (b.dtype in KIND and b.numel() == n < 2**17 and b.is_contiguous()): return (b := float_vector(b, n)).data_ptr(), 0, 0, b
+    return room, b.data_ptr(), KIND[b.dtype], b
+
 # %% ../nbs/14_native.ipynb #0641f272
 def linear_by_tiles(x: torch.Tensor, # (rows, in_features)
                     codes: torch.Tensor, # int8 (out_features, in_features)
@@ -433,13 +446,13 @@ def linear_by_tiles(x: torch.Tensor, # (rows, in_features)
 
     Only after `tiles_fit` gave None: it reads memory without looking."""
     (M, K), N = x.shape, codes.shape[0]
-    x, s, b, y = x.contiguous(), float_vector(scales, N), float_vector(bias, N), x.new_empty(M, N)
-    size, digits = x.element_size(), buffer()
+    x, s, y, size, digits = x.contiguous(), float_vector(scales, N), x.new_empty(M, N), x.element_size(), buffer()
+    b, *source, kept = bias_of(bias, N, digits + 2**22 + 2**18)
     step = max(16, 2**19//((K + 63)//64*64)//16*16) # rows at a time
     for m in range(0, M, step):
         n = min(step, M - m)
-        launch(tiles, n*N*K, n, N, K, KIND[x.dtype], x.data_ptr() + m*K*size, codes.data_ptr(), s.data_ptr(), b.data_ptr(),
-               y.data_ptr() + m*N*size, digits, digits + 2**22, SHAPES_AT, 0, 0, 0)
+        launch(tiles, n*N*K, n, N, K, KIND[x.dtype], x.data_ptr() + m*K*size, codes.data_ptr(), s.data_ptr(), b,
+               y.data_ptr() + m*N*size, digits, digits + 2**22, SHAPES_AT, 0, 0, 0, *source)
     FREE.append(digits)
     return y
 

@@ -8,7 +8,7 @@ __all__ = ['BLOCK', 'check_group_size', 'group_views', 'linear_q_symmetric_per_g
 
 # %% ../nbs/05_per_group.ipynb #484fb65e
 import math, re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Callable, Iterator
 import torch
@@ -162,6 +162,8 @@ class QTensor:
             if (t := getattr(self, name)) is not None and t.shape != want[name]:
                 raise ValueError(f"{name} has shape {tuple(t.shape)}; "
                                  f"{n} rows of {cols} codes in groups of {self.group_size or cols} need {want[name]}")
+
+    def __getstate__(self): return {f.name: getattr(self, f.name) for f in fields(self)} # a copy finds out anew what was found out about this one
 
     @cached_property # asked for at each product
     def columns(self) -> int: # codes in a row
