@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 import huggingface_hub, torch, typer
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -37,7 +38,7 @@ from .low_bit import explain_layer
 from .mixed import SCHEMES, Sensitivity, choose_schemes, sensitivity
 from .quantizer import LayerReport, Quantizer, check_method, check_target, get_memory_footprint, layer_class
 from .replace import check_exclude, coverage, matched
-from .viz import CARD, FAINT, INK, MUTED, PALETTE, contrast
+from .viz import CARD, FAINT, INK, MUTED, PALETTE, STYLE, contrast
 
 # %% ../nbs/90_cli.ipynb #53e5b364
 app = typer.Typer(help="Quantize, evaluate and inspect language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -229,18 +230,21 @@ def dots(ax, # matplotlib Axes
 def plot_result(result: dict, # of `quantize_and_measure`
                ) -> bytes: # a PNG
     "Megabytes and tokens a second before and after, and the signal to noise ratio of every quantized layer."
-    fig, layers = Figure(figsize=(10, 3.7), dpi=120, layout="constrained", facecolor=CARD), result["layers"]
-    axes, schemes = fig.subplots(1, 3, width_ratios=(1.2, .8, 1.2)), sorted({r["scheme"] for r in layers} - {None})
+    layers = result["layers"]
+    schemes = sorted({r["scheme"] for r in layers} - {None})
     colors = dict(zip(schemes, itertools.cycle(PALETTE))) | {None: MUTED}
-    bars(axes[0], {k: [sum(r[k] for r in layers if r["scheme"] == s) / 1e6 for s in colors] for k in ("before", "after")}, colors.values())
-    bars(axes[1], {k: [result[k]["tokens_per_second"]] for k in ("before", "after")}, [FAINT], "{:.0f}")
-    dots(axes[2], layers, colors)
-    for ax, title in zip(axes, ("megabytes", "tokens a second", "weights above their rounding error, dB")):
-        ax.set_title(title, fontsize=10); ax.set_facecolor(CARD); ax.spines[["top", "right"]].set_visible(False)
-    fig.legend([Patch(color=c) for c in colors.values()], [s or "left as it was" for s in colors], loc="outside lower left", ncols=7, frameon=False, fontsize=9)
-    before, after = (result[k]["bits_per_byte"] for k in ("before", "after"))
-    fig.suptitle(f"{result['model']}, {result['method']}: bits per byte {before:.4f} before, {after:.4f} after", fontsize=11, x=.01, ha="left")
-    FigureCanvasAgg(fig).print_png(out := io.BytesIO())
+    with rc_context(STYLE):
+        fig = Figure(figsize=(10, 3.9), dpi=120, layout="constrained")
+        fig.get_layout_engine().set(w_pad=.16, h_pad=.14)
+        axes = fig.subplots(1, 3, width_ratios=(1.2, .8, 1.2))
+        bars(axes[0], {k: [sum(r[k] for r in layers if r["scheme"] == s) / 1e6 for s in colors] for k in ("before", "after")}, colors.values())
+        bars(axes[1], {k: [result[k]["tokens_per_second"]] for k in ("before", "after")}, [FAINT], "{:.0f}")
+        dots(axes[2], layers, colors)
+        for ax, title in zip(axes, ("megabytes", "tokens a second", "weights above their rounding error, dB")): ax.set_title(title, fontsize=10, fontweight="normal")
+        fig.legend([Patch(color=c) for c in colors.values()], [s or "left as it was" for s in colors], loc="outside lower left", ncols=7, frameon=False)
+        before, after = (result[k]["bits_per_byte"] for k in ("before", "after"))
+        fig.suptitle(f"{result['model']}, {result['method']}: bits per byte {before:.4f} before, {after:.4f} after", fontsize=11.5, fontweight="bold", x=.014, ha="left")
+        FigureCanvasAgg(fig).print_png(out := io.BytesIO())
     return out.getvalue()
 
 # %% ../nbs/90_cli.ipynb #a8406f2a
