@@ -54,7 +54,7 @@ def said(caplog):
     "What transformers logs. (Of itself it lets its records through to the root logger only where `CI` is set.)"
     hf_logging, before = transformers.utils.logging, logging.getLogger("transformers").propagate
     hf_logging.enable_propagation()
-    with caplog.at_level("WARNING"): yield caplog
+    with caplog.at_level("WARNING"), caplog.at_level("WARNING", "transformers"): yield caplog
     logging.getLogger("transformers").propagate = before
 
 
